@@ -1,0 +1,28 @@
+"""spiketide: supervised training of spiking neural networks on data that lives in time."""
+
+__version__ = "0.1.0"
+
+from . import surrogate as surrogate
+from .compose import Bidirectional as Bidirectional
+from .compose import Framewise as Framewise
+from .compose import Recurrent as Recurrent
+from .compose import Residual as Residual
+from .compose import Sequential as Sequential
+from .diagnose import diagnose as diagnose
+from .layer import Layer as Layer
+from .neurons import ALIF as ALIF
+from .neurons import IF as IF
+from .neurons import LIF as LIF
+from .neurons import AdLIF as AdLIF
+from .neurons import CubaLIF as CubaLIF
+from .neurons import LeakyIntegrator as LeakyIntegrator
+from .neurons import Neuron as Neuron
+from .neurons import StepNeuron as StepNeuron
+from .norms import BatchNorm as BatchNorm
+from .norms import Dropout as Dropout
+from .surrogate import spike as spike
+from .synapses import Conv1d as Conv1d
+from .synapses import Conv2d as Conv2d
+from .synapses import Dense as Dense
+from .types import Batch as Batch
+from .types import detach as detach

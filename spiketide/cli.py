@@ -1,0 +1,337 @@
+"""The command line: ``spiketide train | test | reproduce | list | diagnose | report | demo``.
+
+Only ``argparse`` is imported for ``--help``, ``--version`` and ``list``; Lightning and jsonargparse come with the verb that
+needs them. Whatever is not an option of a verb, ``--model.lr 0.01`` for example, is an argument of the recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import recipes
+from .errors import RecipeError, RunError, SpiketideError, unknown
+
+log = logging.getLogger("spiketide")
+
+FAILED, STOPPED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 refused or failed, 130 stopped with a resumable run."""
+    parser = _parser()
+    words = list(sys.argv[1:] if argv is None else argv)
+    options, rest = parser.parse_known_args(words)
+    _listen()
+    try:
+        if rest and not options.takes_arguments:
+            known = sorted(_options(parser, options.verb))
+            raise RecipeError(unknown(f"option of {options.verb}:", rest[0], known))
+        if not options.takes_arguments:
+            result = options.run(options)
+        else:
+            result = options.run(options, _hinted(rest, _options(parser, options.verb)))
+    except SpiketideError as error:
+        if options.debug:
+            traceback.print_exc()
+        else:
+            _complain(f"spiketide {options.verb}: {error}")
+        if options.json:
+            _say(json.dumps({"verb": options.verb, "error": str(error), "kind": type(error).__name__}))
+        return FAILED
+    except KeyboardInterrupt as stopped:
+        _complain(f"\n{stopped or 'stopped'}")
+        if options.json:
+            folder = getattr(stopped, "folder", None)
+            _say(json.dumps({"verb": options.verb, "stopped": True, "run": folder and str(folder.path)}))
+        return STOPPED
+    except BrokenPipeError:
+        return 0
+    if options.json and result is not None:
+        _say(json.dumps({"verb": options.verb, **result}))
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------- verbs
+
+
+def _train(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any] | None:
+    from .training.folder import RunFolder
+    from .training.run import load, main_process, train
+
+    given, resume = options.recipe, options.resume
+    if resume is not None:
+        path = _resumable(given, resume, options)
+        folder = RunFolder.open(path)
+        if overrides:
+            raise RunError(
+                f"a resumed run keeps its own arguments; {' '.join(overrides)} would make it another run. "
+                "Begin a new one without --resume."
+            )
+        folder.writer = main_process()
+        result = train(load(folder), folder, resume=True)
+    else:
+        if given is None:
+            raise RecipeError("train needs a recipe: " + ", ".join(recipes.names()) + ", or the path of a YAML file.")
+        result = _begin(given, overrides, options)
+    if not main_process():
+        return None  # a helper of a distributed run has nothing to say
+    best = result["best"] or {}
+    _say(f"run        {result['run']}")
+    _say(f"epochs     {result['epochs']} in {result['seconds']:.1f} s")
+    if "val/accuracy" in best:
+        _say(f"best       epoch {best['epoch']}: validation accuracy {best['val/accuracy']:.2%}")
+    _say(f"next       spiketide test {result['run']}")
+    return result
+
+
+def _begin(recipe_name: str, overrides: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """A new run in a new folder."""
+    from .training.folder import RunFolder, new_name
+    from .training.recipe import Recipe
+    from .training.run import main_process, train
+
+    recipe = Recipe.load(recipe_name, overrides)
+    path = Path(options.run_folder) if options.run_folder else _free(Path(options.runs) / recipe.name / new_name())
+    return train(recipe, RunFolder(path, writer=main_process()))
+
+
+def _free(path: Path) -> Path:
+    """The path itself, or with a number when two runs begin in one second."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
+
+
+def _resumable(given: str | None, resume: str, options: argparse.Namespace) -> Path:
+    """The folder that ``--resume`` means: named by itself, by ``--run``, or the latest of a recipe."""
+    name = resume or options.run_folder or given
+    if not name:
+        raise RunError("--resume needs a run folder, or a recipe whose latest run is meant.")
+    return _run_path(name, options)
+
+
+def _run_path(name: str, options: argparse.Namespace) -> Path:
+    """A run folder, or the latest run of a recipe."""
+    from .training.folder import latest
+
+    path = Path(name)
+    if (path / "recipe.yaml").is_file():
+        return path
+    found = latest(Path(options.runs), name)
+    if found is None:
+        raise RunError(f"{name} is neither a run folder nor a recipe with runs in {options.runs}/.")
+    return found
+
+
+def _test(options: argparse.Namespace) -> dict[str, Any]:
+    from .training.folder import RunFolder
+    from .training.run import test
+
+    folder = RunFolder.open(_run_path(options.run_name, options))
+    result = {"run": str(folder.path), **test(folder, again=options.again)}
+    if result["stored"]:
+        _say("stored result of an earlier test (measure anew with --again):")
+    _table(result)
+    return result
+
+
+def _demo(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any] | None:
+    from .training.folder import RunFolder
+    from .training.run import main_process, test
+
+    trained = _begin(options.recipe, overrides, options)
+    if not main_process():
+        return None
+    folder = RunFolder.open(trained["run"])
+    tested = test(folder)
+    seconds = round(trained["seconds"] + tested["test_seconds"], 1)
+    result = {**tested, "run": trained["run"], "seconds": seconds, "report": str((folder.path / "report.html").resolve())}
+    _say("")
+    _table(result)
+    _say(f"report                        {result['report']}")
+    return result
+
+
+def _table(result: dict[str, Any]) -> None:
+    sparse, dense = result["synaptic_operations"], result["dense_operations"]
+    share = f" ({sparse / dense:.1%})" if dense else ""
+    _say(f"test accuracy                 {result['test_accuracy']:.2%} of {result['samples']} samples")
+    _say(f"firing rate                   {result['firing_rate']:.4f} spikes per neuron and step")
+    _say(f"synaptic operations a sample  {sparse:,.0f} against {dense:,.0f} dense{share}")
+    if "seconds" in result:
+        _say(f"seconds                       {result['seconds']:.1f}")
+
+
+def _reproduce(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    from .training.reproduce import reproduce
+
+    if options.seeds < 1:
+        raise RecipeError(f"--seeds should be 1 or more, got {options.seeds}.")
+    result = reproduce(options.recipe, overrides, seeds=options.seeds, runs=Path(options.runs), folder=options.run_folder)
+    for row in result["runs"]:
+        _say(f"seed {row['seed']:<4} {result['metric']} {row['value']:.4f}   {row['run']}")
+    _say(f"mean {result['mean']:.4f} ± {result['sd']:.4f} (sd, {result['seeds']} seeds)" if result["seeds"] > 1 else "")
+    if result["interval"]:
+        _say(f"95 % interval of the mean     {result['interval'][0]:.4f} to {result['interval'][1]:.4f}")
+    _say(result["verdict_in_words"])
+    return result
+
+
+def _list(options: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    for name in recipes.names():
+        content = recipes.read(recipes.find(name)[1])
+        rows.append({"recipe": name, "about": content.get("about", ""), "claim": content.get("claim")})
+        claim = content.get("claim")
+        paper = f"  [{claim['paper']}: {claim['metric']} {claim['value']}]" if claim else ""
+        _say(f"{name:<24} {content.get('about', '')}{paper}")
+    return {"recipes": rows}
+
+
+def _diagnose(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    from .training.folder import RunFolder
+    from .training.recipe import Recipe
+    from .training.reporting import diagnose_recipe
+
+    folder = Path(options.target)
+    is_run = (folder / "recipe.yaml").is_file()
+    recipe = Recipe.load(folder / "recipe.yaml" if is_run else options.target, overrides)
+    found = diagnose_recipe(recipe, RunFolder(folder) if is_run else None)
+    _say(str(found))
+    return found.to_dict()
+
+
+def _report(options: argparse.Namespace) -> dict[str, Any]:
+    from .training.folder import RunFolder
+    from .training.reporting import rewrite_report
+
+    path = rewrite_report(RunFolder.open(_run_path(options.run_name, options)))
+    _say(f"report  {path}")
+    return {"report": str(path)}
+
+
+# ------------------------------------------------------------------------------------------------- words in, words out
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", help="print the result as one JSON line, last on stdout")
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    shared.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
+
+    parser = argparse.ArgumentParser(
+        prog="spiketide",
+        description="Train spiking neural networks from recipes.",
+        epilog="Any argument of any constructor in a recipe can be given as --key value, "
+        "for example --model.lr 0.005 or --model.network.1.tau_mem 8. `spiketide VERB --help` tells more.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Any, about: str, *, arguments: bool) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, parents=[shared], help=about, description=about, allow_abbrev=False)
+        made.set_defaults(run=run, takes_arguments=arguments)
+        return made
+
+    def new_run(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--run", dest="run_folder", metavar="DIR", help="folder of this run (default: by recipe and time)")
+
+    recipe_help = "name of a packaged recipe (see `spiketide list`) or path of a YAML file"
+    run_help = "folder of a run, or a recipe: its latest run"
+
+    made = verb("train", _train, "train a recipe; further --key value are arguments of the recipe", arguments=True)
+    made.add_argument("recipe", nargs="?", metavar="RECIPE", help=recipe_help)
+    new_run(made)
+    made.add_argument(
+        "--resume", nargs="?", const="", metavar="RUN", help="go on with a run (default: the latest of the recipe)"
+    )
+    made = verb("test", _test, "measure the best checkpoint of a run on test data, once", arguments=False)
+    made.add_argument("run_name", metavar="RUN", help=run_help)
+    made.add_argument("--again", action="store_true", help="measure anew and overwrite the stored result")
+    made = verb("reproduce", _reproduce, "train and test over several seeds and compare with the claim", arguments=True)
+    made.add_argument("recipe", metavar="RECIPE", help=recipe_help)
+    made.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds (default: 3)")
+    new_run(made)
+    verb("list", _list, "list the packaged recipes and what they claim", arguments=False)
+    made = verb("diagnose", _diagnose, "say what is wrong with a network, from one batch", arguments=True)
+    made.add_argument("target", metavar="RECIPE|RUN", help="a recipe (as it begins) or the folder of a run (its best)")
+    made = verb("report", _report, "write the report of a tested run again", arguments=False)
+    made.add_argument("run_name", metavar="RUN", help=run_help)
+    made = verb("demo", _demo, "train, test and report a small recipe on real data", arguments=True)
+    made.add_argument("recipe", nargs="?", default="digits/latency_lif", metavar="RECIPE", help=recipe_help)
+    new_run(made)
+    return parser
+
+
+def _options(parser: argparse.ArgumentParser, verb: str) -> set[str]:
+    """Names of the options of a verb."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return {name for name in action.choices[verb]._option_string_actions if name.startswith("--")}
+    return set()
+
+
+def _hinted(rest: list[str], options: set[str]) -> list[str]:
+    """Refuse a misspelt option here, where the options are known; dotted keys are for the recipe to check."""
+    import difflib
+
+    sections = {"--seed", "--about"}
+    for word in rest:
+        name = word.partition("=")[0]
+        if name.startswith("--") and "." not in name and name not in sections:
+            near = difflib.get_close_matches(name, sorted(options | sections), n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise RecipeError(
+                f"unknown option {name}{hint} Options: {', '.join(sorted(options))}. Arguments of a recipe have dots, "
+                "as in --model.lr, except --seed."
+            )
+    return rest
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    return f"spiketide {metadata.version('spiketide')}"
+
+
+def _listen() -> None:
+    """Progress goes to stderr, so that stdout holds results only."""
+    if not any(isinstance(handler, _Stderr) for handler in log.handlers):
+        handler = _Stderr()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+
+
+class _Stderr(logging.StreamHandler):
+    """The stderr of the moment, which tests and notebooks replace."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""Layers made of layers: in sequence, in recurrence, in both directions of time, around a skip."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ParameterError, ShapeError
+from .layer import Layer, check_lengths, check_state, time_mask
+from .neurons.base import Neuron
+from .synapses.base import Synapse, silence_padding
+from .synapses.dense import Dense
+from .types import State
+
+
+class Framewise(Layer):
+    """Any ``torch.nn.Module`` without memory, applied to every step by itself: time and batch are merged in front of it.
+
+    ``y[t] = module(x[t])``, computed at once as ``module(x (T * B, *N))``.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.compose import Framewise
+        >>> y, _ = Framewise(torch.nn.MaxPool2d(2))(torch.rand(5, 3, 4, 8, 8))
+        >>> tuple(y.shape)
+        (5, 3, 4, 4, 4)
+
+    Shapes:
+        ``x (T, B, *N_in)`` -> ``y (T, B, *N_out)``; zero past a sample's length; no state.
+
+    Args:
+        module: stateless over time; ``torch.nn.BatchNorm*`` and ``torch.nn.Dropout`` are refused, since
+            :class:`spiketide.norms.BatchNorm` heeds lengths and :class:`spiketide.norms.Dropout` keeps its mask in time.
+
+    Raises:
+        ParameterError: a module that belongs to the refused kinds or is not a module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module) or isinstance(module, Layer):
+            raise ParameterError(f"Framewise expected a torch module that is not a Layer, got {type(module).__name__}.")
+        refused = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RNNBase)
+        if isinstance(module, refused):
+            raise ParameterError(
+                f"{type(module).__name__} does not fit a sequence step by step: use spiketide.BatchNorm, spiketide.Dropout or "
+                "spiketide.Recurrent."
+            )
+        self.module = module
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Apply the module to every step."""
+        if x.dim() < 3:
+            raise ShapeError(f"Framewise expected (T, B, *N), got {tuple(x.shape)}.")
+        if state is not None:
+            check_state(self, state, ())
+        if lengths is not None:
+            check_lengths("Framewise", x, lengths)
+        y = self.module(x.flatten(0, 1))
+        return silence_padding(y.unflatten(0, x.shape[:2]), lengths), ()
+
+
+def as_layer(module: nn.Module) -> Layer:
+    """``module`` if it is a layer, else a :class:`Framewise` of it."""
+    return module if isinstance(module, Layer) else Framewise(module)
+
+
+class Sequential(Layer):
+    """Layers one after the other, within a step: layer ``l + 1`` sees the spikes of layer ``l`` at the same ``t``.
+
+    Example:
+        >>> import torch
+        >>> from spiketide import LIF, Dense, LeakyIntegrator, Sequential
+        >>> model = Sequential(Dense(4, 8), LIF(8), Dense(8, 2), LeakyIntegrator(2))
+        >>> y, state = model(torch.rand(10, 3, 4))
+        >>> y2, state = model(torch.rand(10, 3, 4), state)      # the same sequences go on
+        >>> tuple(y.shape), len(state)
+        ((10, 3, 2), 4)
+
+    Shapes:
+        as its layers; the state is the tuple of their states.
+
+    Args:
+        layers: Layers, or torch modules without memory (which become :class:`Framewise`).
+
+    Raises:
+        ParameterError: something that is not a module.
+        ShapeError: a state of another number of layers.
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        for i, layer in enumerate(layers):
+            if not isinstance(layer, nn.Module):
+                raise ParameterError(f"Sequential expected layers, got {type(layer).__name__} at position {i}.")
+            self.add_module(str(i), as_layer(layer))
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._modules.values())  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, index: int) -> Layer:
+        return list(self)[index]
+
+    def initial_state(self, x: Tensor) -> State:
+        """The layers' own beginnings; they know their shapes only when the sequence reaches them, hence ``None`` leaves."""
+        return tuple(None for _ in self)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run the layers in order."""
+        if state is None:
+            state = self.initial_state(x)
+        if len(state) != len(self):
+            raise ShapeError(f"Sequential expected the states of {len(self)} layers, got {len(state)}; pass None to begin.")
+        new = []
+        for layer, begin in zip(self, state, strict=True):
+            x, end = layer(x, begin, lengths=lengths)
+            new.append(end)
+        return x, tuple(new)
+
+
+class Recurrent(Layer):
+    """A neuron population whose spikes come back to it one step later, through a synapse.
+
+    ``s[t] = neuron(x[t] + synapse(s[t-1]))``, with ``s[-1] = 0``. With a :class:`Dense` synapse the whole recurrence is one fused loop
+    on the CPU; with another stateless synapse it runs on the reference engine; a synapse with a state of its own is stepped.
+
+    Example:
+        >>> import torch
+        >>> from spiketide import ALIF, Dense, Recurrent
+        >>> layer = Recurrent(ALIF(16), Dense(16, 16))
+        >>> y, (neuron_state, synapse_state) = layer(torch.rand(20, 3, 16))
+        >>> tuple(y.shape), len(neuron_state)
+        ((20, 3, 16), 4)
+
+    Shapes:
+        ``x (T, B, *n)`` -> ``(T, B, *n)``; state: ``((*neuron state, s[t-1]), synapse state)``.
+
+    Args:
+        neuron: the population.
+        synapse: from the population to itself.
+
+    Raises:
+        ParameterError: a neuron or synapse that is none, or a Dense synapse of other sizes than the population.
+    """
+
+    def __init__(self, neuron: Neuron, synapse: Layer) -> None:
+        super().__init__()
+        if not isinstance(neuron, Neuron):
+            raise ParameterError(f"Recurrent expected a neuron first, got {type(neuron).__name__}: Recurrent(LIF(n), Dense(n, n)).")
+        if not isinstance(synapse, Layer):
+            raise ParameterError(f"Recurrent expected a synapse second, got {type(synapse).__name__}.")
+        if isinstance(synapse, Dense) and ((synapse.n_in,) != neuron.shape or (synapse.n_out,) != neuron.shape):
+            raise ParameterError(
+                f"Recurrent expected Dense({neuron.shape[0]}, {neuron.shape[0]}) for {neuron.shape} neurons, got "
+                f"Dense({synapse.n_in}, {synapse.n_out})."
+            )
+        self.neuron, self.synapse = neuron, synapse
+
+    def initial_state(self, x: Tensor) -> State:
+        """Zeros for the neuron and its last spikes; the synapse's own beginning."""
+        begin = self.neuron.initial_state(x)
+        return ((*begin, begin[0]), self.synapse.initial_state(x))
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run ``T`` steps of the recurrence."""
+        inner, outer = (None, None) if state is None else state
+        if isinstance(self.synapse, Dense):
+            drive = x if self.synapse.bias is None else x + self.synapse.bias
+            y, end = self.neuron(drive, inner, lengths=lengths, feedback=self.synapse.weight)
+            return y, (end, ())
+        if isinstance(self.synapse, Synapse):
+            # a synapse without a state of its own: the same map at every step
+            y, end = self.neuron(x, inner, lengths=lengths, feedback=lambda s: self.synapse(s.unsqueeze(0))[0].squeeze(0))
+            return y, (end, ())
+        return self._step_by_step(x, inner, outer, lengths)
+
+    def _step_by_step(
+        self, x: Tensor, inner: State | None, outer: State | None, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        if inner is None:
+            inner = self.initial_state(x)[0]
+        *neuron_state, last = inner
+        begin: Any = tuple(neuron_state)
+        outputs = []
+        for t, current in enumerate(x.unbind(0)):
+            part = None if lengths is None else (lengths - t).clamp(0, 1)
+            back, outer = self.synapse(last.unsqueeze(0), outer, lengths=part)
+            y, begin = self.neuron(current.unsqueeze(0) + back, begin, lengths=part)
+            if part is None:
+                last = y[0]
+            else:
+                last = torch.where((part > 0).reshape(-1, *([1] * (last.dim() - 1))), y[0], last)
+            outputs.append(y)
+        y = torch.cat(outputs) if outputs else x
+        return y, ((*begin, last), outer if outer is not None else self.synapse.initial_state(x))
+
+
+def reverse(x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Reverse time, each sample within its own length; padding stays behind.
+
+    Shapes: ``x (T, B, *N)`` -> the same.
+    """
+    if lengths is None:
+        return x.flip(0)
+    steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+    mask = time_mask(lengths, x.shape[0])
+    index = torch.where(mask, lengths.unsqueeze(0) - 1 - steps, steps)
+    index = index.reshape(*index.shape, *([1] * (x.dim() - 2))).expand_as(x)
+    return torch.gather(x, 0, index)
+
+
+class Bidirectional(Layer):
+    """A layer run forward and a copy of it run backward in time, their outputs side by side.
+
+    ``y[t] = [ forward(x)[t], reverse(backward(reverse(x)))[t] ]`` along the last axis of a dense layer, the channels of a feature
+    map. With ``lengths`` each sample is reversed within its own length.
+
+    Example:
+        >>> import torch
+        >>> from spiketide import ALIF, Bidirectional, Dense, Recurrent
+        >>> y, _ = Bidirectional(Recurrent(ALIF(8), Dense(8, 8)))(torch.rand(20, 3, 8))
+        >>> tuple(y.shape)
+        (20, 3, 16)
+
+    Shapes:
+        ``x (T, B, *N)`` -> ``(T, B, 2 N_0, ...)``; no state: the backward direction needs the whole sequence.
+
+    Args:
+        layer: the forward direction; the backward one is a deep copy with its own parameters, drawn anew where the layer can.
+
+    Raises:
+        ShapeError: a state is given (a bidirectional layer cannot stream).
+    """
+
+    exempt: ClassVar[dict[str, str]] = {
+        "streaming": "the backward direction begins at the sequence's end",
+        "causality": "the backward direction sees the future",
+    }
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.ahead, self.back = layer, copy.deepcopy(layer)
+        for module in self.back.modules():
+            draw = getattr(module, "reset_parameters", None)
+            if callable(draw):
+                draw()
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run both directions over the whole sequence."""
+        if state:
+            raise ShapeError("Bidirectional has no state to go on from: it needs the whole sequence at once.")
+        ahead, _ = self.ahead(x, lengths=lengths)
+        back, _ = self.back(reverse(x, lengths), lengths=lengths)
+        return torch.cat([ahead, reverse(back, lengths)], dim=2), ()
+
+
+class Residual(Layer):
+    """A skip around a layer: ``y = x + layer(x)``.
+
+    Example:
+        >>> import torch
+        >>> from spiketide import LIF, Dense, Residual, Sequential
+        >>> y, _ = Residual(Sequential(Dense(8, 8), LIF(8)))(torch.rand(10, 3, 8))
+        >>> tuple(y.shape)
+        (10, 3, 8)
+
+    Shapes:
+        ``x (T, B, *N)`` -> the same; the layer's state.
+
+    Args:
+        layer: keeps the shape of its input.
+
+    Raises:
+        ShapeError: the layer changes the shape.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = as_layer(layer)
+
+    def initial_state(self, x: Tensor) -> State:
+        """The layer's."""
+        return self.layer.initial_state(x)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run the layer and add its input."""
+        y, end = self.layer(x, state, lengths=lengths)
+        if y.shape != x.shape:
+            raise ShapeError(f"Residual expected a layer that keeps {tuple(x.shape)}, got {tuple(y.shape)} out of it.")
+        return silence_padding(x, lengths) + y, end

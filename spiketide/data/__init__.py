@@ -1,0 +1,50 @@
+"""Real data, ready to train on: :class:`~spiketide.data.base.DataModule` and one file a data set.
+
+The names are imported on first use: Lightning, which the modules stand on, costs seconds to import.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .arrays import ArrayData as ArrayData
+    from .base import DataModule as DataModule
+    from .base import Samples as Samples
+    from .collate import collate as collate
+    from .digits import Digits as Digits
+    from .download import data_root as data_root
+    from .features import LogMel as LogMel
+    from .fsdd import FSDD as FSDD
+    from .mnist import MNIST as MNIST
+    from .mnist import FashionMNIST as FashionMNIST
+
+_HOME = {
+    "ArrayData": "arrays",
+    "DataModule": "base",
+    "Digits": "digits",
+    "FSDD": "fsdd",
+    "FashionMNIST": "mnist",
+    "LogMel": "features",
+    "MNIST": "mnist",
+    "Samples": "base",
+    "collate": "collate",
+    "data_root": "download",
+}
+
+# ``collate`` names both the function and its file; the import system would put the file here when any
+# module of the package imports it, so the function is bound eagerly. It needs nothing but torch.
+from .collate import collate as collate  # noqa: E402
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

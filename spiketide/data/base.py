@@ -1,0 +1,412 @@
+"""What every data set shares: splits, the order of an epoch, batches, and the lock on the test data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from ..errors import DataError, ParameterError, unknown
+from ..types import Batch
+from .collate import collate
+from .download import data_root
+
+
+class Samples(NamedTuple):
+    """One part of a data set, in memory, sample-first.
+
+    Shapes: ``x`` is ``(n, *N)`` for static data, ``(n, T, *N)`` for sequences of one length, or a list of
+        ``n`` tensors
+    ``(T_i, *N)``; ``y`` is ``(n,)`` int64; ``ids`` is ``(n,)`` int64, the number of each sample in the whole
+    data set, training and test together.
+    """
+
+    x: Tensor | list[Tensor]
+    y: Tensor
+    ids: Tensor
+    scale: float = 1.0
+    """``x`` is turned to float32 and divided by this when a batch is made: bytes stay bytes in memory."""
+
+
+class DataModule(L.LightningDataModule, ABC):
+    """A data set: training, validation and test batches, with the guarantees that every data set here gives.
+
+    - The validation split is carved from the training part only, stratified by class, from ``seed``. Test
+      data are never used for it.
+    - Test data are closed until ``setup("test")``, which ``Trainer.test`` calls; :meth:`test_dataloader`
+      raises before.
+    - The order of the training samples in an epoch depends on ``seed`` and the epoch's number and on nothing
+      else. The global random state is neither used nor moved, so a resumed run sees the order that an
+      uninterrupted one would have.
+    - Under several processes each takes its share by itself (``use_distributed_sampler`` has nothing left to
+      replace): the k-th batches of ``W`` processes together are the k-th batch of one process with a ``W``
+      times larger ``batch_size``. When the training samples do not divide by ``W``, up to ``W - 1`` of an
+      epoch are seen twice in it. Validation and test samples are seen exactly once, in equally many batches
+      everywhere.
+    - No sample is dropped: the last batch of an epoch may be smaller.
+
+    In a loop of your own, call ``loader.sampler.set_epoch(epoch)`` before each epoch, as Lightning does;
+    without it every epoch has the order of the first.
+
+    A new data set is a subclass with :attr:`temporal`, :attr:`class_names`, :attr:`sample_shape`,
+    :meth:`read` and, if there is something to download, ``prepare_data``.
+
+    Example:
+        >>> from spiketide.data import Digits
+        >>> data = Digits(batch_size=32, seed=1)
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch.x.shape, batch.y.shape, batch.lengths
+        (torch.Size([32, 1, 8, 8]), torch.Size([32]), None)
+        >>> {part: len(ids) for part, ids in data.split_indices.items()}
+        {'train': 1294, 'validation': 144, 'test': 359}
+
+    Shapes:
+        Batches are :class:`~spiketide.types.Batch`: ``x (B, *N)`` static, ``(T, B, *N)`` temporal, ``N``
+        being :attr:`sample_shape`.
+
+    Args:
+        batch_size: samples in a training batch of one process.
+        eval_batch_size: samples in a validation or test batch; ``None``: as ``batch_size``.
+        validation_fraction: share of the training part that is kept for validation, between 0 and 1.
+        seed: of the validation split, of ``limit`` and of the order of each epoch. Test data do not depend on
+            it.
+        num_workers: processes that make batches. The data are in memory and a batch is one indexing: 0 is
+            fastest.
+        root: folder with the data sets; ``None``: the environment variable ``SPIKETIDE_DATA``, else the
+            user's cache folder.
+        limit: use at most this many training samples, stratified, for a smoke run; validation and test stay
+            as they are.
+
+    Raises:
+        ParameterError: a size or fraction out of its range.
+        DataError: data missing, broken or empty, or a class that would have no training or no validation
+            sample.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        validation_fraction: float = 0.1,
+        seed: int = 0,
+        num_workers: int = 0,
+        root: str | Path | None = None,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        for word, size in (
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("limit", limit),
+        ):
+            if size is not None and size < 1:
+                raise ParameterError(f"{name} expected {word} of 1 or more, got {size}.")
+        if num_workers < 0:
+            raise ParameterError(f"{name} expected num_workers of 0 or more, got {num_workers}.")
+        if not 0 < validation_fraction < 1:
+            raise ParameterError(
+                f"{name} expected validation_fraction between 0 and 1 (both excluded: a validation split is "
+                "always "
+                f"carved from the training data), got {validation_fraction}."
+            )
+        if not 0 <= seed < 2**32:
+            raise ParameterError(f"{name} expected a seed from 0 to 2**32 - 1, got {seed}.")
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.validation_fraction = validation_fraction
+        self.seed = seed
+        self.num_workers = num_workers
+        self.root = root
+        self.limit = limit
+        self._training: Samples | None = None
+        self._test: Samples | None = None
+        self._train_rows = self._validation_rows = torch.empty(0, dtype=torch.int64)
+        self._test_open = False
+
+    # -- what a data set says about itself
+    # ------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def temporal(self) -> bool:
+        """Whether a sample's first axis is time."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of their numbers."""
+
+    @property
+    @abstractmethod
+    def sample_shape(self) -> tuple[int, ...]:
+        """``*N``: the shape of one sample, without time."""
+
+    @abstractmethod
+    def read(self, part: Literal["train", "test"]) -> Samples:
+        """Read and verify one part. ``"train"`` is all that may be trained on; validation is carved from it."""
+
+    def carve(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Rows of the training part to train on, and to validate on. Stratified by class unless overridden."""
+        order = stratified_order(samples.y.numpy(), self.seed)
+        cut = round(self.validation_fraction * len(order))
+        return torch.from_numpy(np.sort(order[cut:])), torch.from_numpy(np.sort(order[:cut]))
+
+    # -- what follows from it
+    # ---------------------------------------------------------------------------------------
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def data_root(self) -> Path:
+        """The folder where the data sets are looked for."""
+        return data_root(self.root)
+
+    @property
+    def split_indices(self) -> dict[str, list[int]]:
+        """The numbers of the samples in ``"train"``, ``"validation"`` and ``"test"``, for reports and proofs.
+
+        It opens no test data for batches.
+        """
+        training, test = self._read_training(), self._read_test()
+        return {
+            "train": training.ids[self._train_rows].tolist(),
+            "validation": training.ids[self._validation_rows].tolist(),
+            "test": test.ids.tolist(),
+        }
+
+    def setup(self, stage: str) -> None:
+        """Read what ``"fit"``, ``"validate"`` or ``"test"`` needs; only ``"test"`` opens the test data."""
+        if stage in ("fit", "validate"):
+            self._read_training()
+        elif stage == "test":
+            self._read_test()
+        else:
+            raise ParameterError(unknown("stage", stage, ("fit", "validate", "test")))
+        self._test_open = stage == "test"
+
+    def teardown(self, stage: str) -> None:
+        """Close the test data again."""
+        self._test_open = False
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled training batches."""
+        dataset = _Rows(self._prepared_training(), self._train_rows, self.temporal)
+        world, rank = self._processes()
+        # DistributedSampler adds the epoch to its seed: seeds are spread so that run 0 in epoch 1 is not run
+        # 1 in epoch 0.
+        spread = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
+        sampler: DistributedSampler[Batch] = DistributedSampler(
+            dataset, num_replicas=world, rank=rank, shuffle=True, seed=spread, drop_last=False
+        )
+        if self.trainer is not None:
+            # Workers fetch the first batches as soon as the loader is asked, before Lightning sets the epoch.
+            sampler.set_epoch(self.trainer.current_epoch)
+        return self._loader(dataset, sampler, self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Validation batches, in order."""
+        return self._in_order(_Rows(self._prepared_training(), self._validation_rows, self.temporal))
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Test batches, in order; only after ``setup("test")``.
+
+        Raises:
+            DataError: in any other stage.
+        """
+        if not self._test_open:
+            raise DataError(
+                f"The test data of {type(self).__name__} are closed: they are touched once, at the end. Use "
+                "val_dataloader() while you develop, and trainer.test(...) or setup('test') when you are "
+                "done."
+            )
+        test = self._read_test()
+        return self._in_order(_Rows(test, torch.arange(len(test.y)), self.temporal))
+
+    # -- how
+    # -----------------------------------------------------------------------------------------------------------
+
+    def _read_training(self) -> Samples:
+        if self._training is None:
+            samples = self._checked(self.read("train"), "training")
+            train, validation = self.carve(samples)
+            self._check_split(samples.y, train, validation)
+            if self.limit is not None and self.limit < len(train):
+                chosen = stratified_order(samples.y[train].numpy(), self.seed)[: self.limit]
+                train = train[torch.from_numpy(np.sort(chosen))]
+            self._train_rows, self._validation_rows, self._training = train, validation, samples
+        return self._training
+
+    def _prepared_training(self) -> Samples:
+        if self._training is None and self.trainer is None:  # without a Trainer nobody else has called it
+            self.prepare_data()
+        return self._read_training()
+
+    def _read_test(self) -> Samples:
+        if self._test is None:
+            self._test = self._checked(self.read("test"), "test")
+        return self._test
+
+    def _checked(self, samples: Samples, part: str) -> Samples:
+        name = type(self).__name__
+        if len(samples.y) == 0:
+            raise DataError(
+                f"The {part} part of {name} is empty: there is nothing to learn from or to test on."
+            )
+        if len(samples.x) != len(samples.y) or len(samples.ids) != len(samples.y):
+            raise DataError(
+                f"The {part} part of {name} has {len(samples.x)} samples, {len(samples.y)} labels and "
+                f"{len(samples.ids)} numbers: expected one of each for every sample."
+            )
+        low, high = int(samples.y.min()), int(samples.y.max())
+        if low < 0 or high >= self.num_classes:
+            raise DataError(
+                f"The {part} part of {name} has labels from {low} to {high}: expected 0 to "
+                f"{self.num_classes - 1}, "
+                f"one for each of its {self.num_classes} classes."
+            )
+        return samples
+
+    def _check_split(self, y: Tensor, train: Tensor, validation: Tensor) -> None:
+        everywhere = torch.bincount(y, minlength=self.num_classes)
+        for word, rows in (("training", train), ("validation", validation)):
+            here = torch.bincount(y[rows], minlength=self.num_classes)
+            lacking = ((here == 0) & (everywhere > 0)).nonzero().flatten().tolist()
+            if lacking:
+                first = lacking[0]
+                raise DataError(
+                    f"{type(self).__name__}: class {self.class_names[first]!r} ({int(everywhere[first])} "
+                    "samples) has no "
+                    f"{word} sample with validation_fraction={self.validation_fraction}"
+                    f"{f' ({len(lacking)} classes have none)' if len(lacking) > 1 else ''}. "
+                    f"{'Raise' if word == 'validation' else 'Lower'} validation_fraction, or give more data."
+                )
+
+    def _processes(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+
+    def _in_order(self, dataset: _Rows) -> DataLoader[Batch]:
+        world, rank = self._processes()
+        if len(dataset) < world:
+            raise DataError(
+                f"{type(self).__name__} has {len(dataset)} samples to evaluate on for {world} processes: "
+                "use fewer devices or a larger validation_fraction."
+            )
+        return self._loader(
+            dataset, _Once(dataset, world, rank), _even_batch_size(len(dataset), world, self.eval_batch_size)
+        )
+
+    def _loader(
+        self, dataset: _Rows, sampler: DistributedSampler[Batch], batch_size: int
+    ) -> DataLoader[Batch]:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=_whole,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=on_gpu,
+            # A loader draws a seed for its workers each time it is iterated. From the global generator, that
+            # would move the random numbers of the model, and a resumed run would part from an uninterrupted
+            # one.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+
+def stratified_order(y: NDArray[np.integer[Any]], seed: int) -> NDArray[np.int64]:
+    """A random order of the samples in which every beginning has the classes in their proportions.
+
+    Written here and not taken from scikit-learn because any prefix is a valid stratified choice, down to a
+    single sample, and because ``RandomState``'s stream is frozen by NumPy: a split stays what it is across
+    versions.
+
+    Example:
+        >>> import numpy as np
+        >>> from spiketide.data.base import stratified_order
+        >>> y = np.repeat([0, 1], [6, 3])
+        >>> np.bincount(y[stratified_order(y, 0)[:3]]).tolist()
+        [2, 1]
+
+    Args:
+        y: ``(n,)`` class numbers.
+        seed: of the order.
+    """
+    shuffled = np.random.RandomState(seed).permutation(len(y))
+    place = np.empty(len(y))
+    for label in np.unique(y):
+        members = shuffled[y[shuffled] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return shuffled[np.argsort(place[shuffled], kind="stable")].astype(np.int64)
+
+
+class _Rows(Dataset[Batch]):
+    """Rows of a part. A whole batch is one indexing, without Python for each sample of a tensor."""
+
+    def __init__(self, samples: Samples, rows: Tensor, temporal: bool) -> None:
+        self.samples = samples
+        self.rows = rows
+        self.temporal = temporal
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """What a DataLoader asks for first: the batch of these samples."""
+        rows = self.rows[torch.tensor(indices)]
+        x, y, _, scale = self.samples
+        if isinstance(x, Tensor):
+            batch = collate(x[rows].to(torch.float32), y[rows], temporal=self.temporal)
+        else:
+            batch = collate(
+                [x[row].to(torch.float32) for row in rows.tolist()], y[rows], temporal=self.temporal
+            )
+        return batch if scale == 1.0 else batch._replace(x=batch.x / scale)
+
+
+def _whole(batch: Batch) -> Batch:
+    """The dataset has made the batch already."""
+    return batch
+
+
+class _Once(DistributedSampler[Batch]):
+    """Every sample in order, exactly once over all processes; torch's own repeats some to even out."""
+
+    def __init__(self, dataset: _Rows, world: int, rank: int) -> None:
+        super().__init__(dataset, num_replicas=world, rank=rank, shuffle=False)
+        self.mine = range(rank, len(dataset), world)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.mine)
+
+    def __len__(self) -> int:
+        return len(self.mine)
+
+
+def _even_batch_size(samples: int, world: int, wanted: int) -> int:
+    """The first batch size from ``wanted`` up with which every process has equally many batches.
+
+    Shares differ by one sample at most; a process with one batch less than the others would leave them
+    waiting in the first collective operation.
+    """
+    size, few, many = wanted, samples // world, -(-samples // world)
+    while -(-few // size) != -(-many // size):
+        size += 1
+    return size

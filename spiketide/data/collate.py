@@ -1,0 +1,72 @@
+"""From samples to a batch: the only place where a time axis is moved to the front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..errors import DataError, ShapeError
+from ..types import Batch
+
+
+def collate(x: Tensor | Sequence[Tensor], y: Tensor, *, temporal: bool) -> Batch:
+    """One :class:`~spiketide.types.Batch` from samples that are sample-first.
+
+    Sequences of one length come as one tensor and give ``lengths=None``; sequences given as a list are
+    zero-padded to the longest of the batch and always give ``lengths``, even when they happen to be equal,
+    so that a data set has one kind of batch.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.data import collate
+        >>> batch = collate([torch.ones(3, 2), torch.ones(5, 2)], torch.tensor([0, 1]), temporal=True)
+        >>> batch.x.shape, batch.lengths
+        (torch.Size([5, 2, 2]), tensor([3, 5]))
+        >>> collate(torch.ones(4, 1, 8, 8), torch.zeros(4, dtype=torch.long), temporal=False).x.shape
+        torch.Size([4, 1, 8, 8])
+
+    Shapes:
+        static: ``x (B, *N)`` -> ``(B, *N)``.
+        temporal: ``x (B, T, *N)`` or a list of ``B`` tensors ``(T_i, *N)`` -> ``(T, B, *N)``; ``lengths
+            (B,)``.
+
+    Args:
+        x: the samples.
+        y: ``(B,)`` class numbers.
+        temporal: whether a sample's first axis is time.
+
+    Raises:
+        DataError: no samples at all.
+        ShapeError: another number of labels than samples, a static list, or sequences of unlike features.
+    """
+    if len(x) == 0:
+        raise DataError("collate expected at least one sample, got none: the data set or the batch is empty.")
+    if y.dim() != 1 or len(y) != len(x):
+        raise ShapeError(
+            f"collate expected one label for each of {len(x)} samples, y ({len(x)},), got {tuple(y.shape)}."
+        )
+    if isinstance(x, Tensor):
+        if not temporal:
+            return Batch(x, y, None)
+        if x.dim() < 3:
+            raise ShapeError(
+                f"collate expected sequences (B, T, *N), got {tuple(x.shape)}: a sequence of single numbers "
+                "has "
+                "N = (1,), add the axis with x.unsqueeze(-1)."
+            )
+        return Batch(x.transpose(0, 1).contiguous(), y, None)
+    if not temporal:
+        raise ShapeError(
+            "collate expected one tensor (B, *N) for static samples, got a list; use torch.stack(x)."
+        )
+    features = {tuple(sample.shape[1:]) for sample in x}
+    if len(features) > 1 or () in features:
+        raise ShapeError(
+            "collate expected sequences (T_i, *N) with one N and at least one feature axis, got N in "
+            f"{sorted(features)}."
+        )
+    lengths = torch.tensor([sample.shape[0] for sample in x], dtype=torch.int64)
+    return Batch(pad_sequence(list(x)), y, lengths)

@@ -1,0 +1,283 @@
+"""The Free Spoken Digit Dataset: real speech, small, and with a split that is honest about speakers."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import shutil
+import wave
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import DataError, ParameterError, unknown
+from .base import DataModule, Samples
+from .download import ENVIRONMENT, RemoteFile, fetch
+from .features import LogMel, cached, fingerprint
+
+RATE = 8000
+"""Samples a second of every recording."""
+
+
+class FSDD(DataModule):
+    """3000 recordings of spoken digits (six speakers, ten digits, fifty times each) as log-mel frames.
+
+    Two ways to split it:
+
+    - the official one: recordings 0 to 4 of every speaker and digit are the test part (300), 5 to 49 the
+      training part (2700). Test and training share speakers;
+    - ``held_out_speaker``: the 500 recordings of one speaker are the test part, the 2500 of the others the
+      training part. Harder and more honest.
+
+    Validation is carved from the training part, stratified by digit; **it then shares speakers with
+    training**, so with a held-out speaker it is much too optimistic about the test. ``validation_speaker``
+    takes all training recordings of one speaker instead (``validation_fraction`` is then not used), which
+    measures what the test measures.
+
+    The frames (see :class:`~spiketide.data.features.LogMel`) are normalised by each recording alone and kept
+    in the user's cache folder, under a key of the parameters and of the contents of all files.
+
+    Example:
+        >>> from spiketide.data import FSDD
+        >>> data = FSDD(held_out_speaker="theo", validation_speaker="lucas", n_mels=32)
+        >>> data.sample_shape, data.temporal, data.dt
+        ((32,), True, 10.0)
+
+    Shapes:
+        Batches ``x (T, B, n_mels)`` float32, zero-padded to the longest of the batch; ``y (B,)``; ``lengths
+        (B,)``. With the default frames a recording has 15 to 229 steps, 43 in the median.
+
+    Args:
+        held_out_speaker: test on this speaker; ``None``: the official split. Speakers: george, jackson,
+            lucas, nicolas, theo, yweweler.
+        validation_speaker: validate on this speaker; ``None``: on a stratified share of all training
+            recordings.
+        n_mels: mel bands.
+        window_ms: window of a frame (ms).
+        hop_ms: from frame to frame (ms).
+        normalise: ``"recording"``: zero mean and unit deviation over each recording; ``"none"``: log energies
+            as they are.
+        max_steps: keep only the first frames of longer recordings; ``None``: all.
+        **common: see :class:`~spiketide.data.base.DataModule`.
+
+    Raises:
+        ParameterError: an unknown speaker, one speaker in two parts, or sizes out of their range.
+        DataError: recordings missing, truncated or of another format, or librosa not installed.
+
+    Reference:
+        Z. Jackson et al., "Free Spoken Digit Dataset" v1.0.10, doi:10.5281/zenodo.1342401, CC BY-SA 4.0. The
+        file names and the official split are its own; the split by speakers is not.
+    """
+
+    speakers: ClassVar[tuple[str, ...]] = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+    repetitions: ClassVar[int] = 50
+    official_test: ClassVar[int] = 5
+    """Recordings with an index below this are the official test part."""
+    archive: ClassVar[RemoteFile] = RemoteFile(
+        "fsdd/free-spoken-digit-dataset-1.0.10.zip",
+        "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.zip",
+        0,
+        None,
+    )
+    digest: ClassVar[str] = "04e1baae96c6a26e39c623f2b01d0182ddae627ba0ac02a3cdc17ba2af99fd9b"
+    """What ``LC_ALL=C sha256sum recordings/*.wav | sha256sum`` says in the folder ``fsdd``. GitHub does not
+    promise the bytes of an archive, so the recordings inside are verified, not the archive."""
+
+    def __init__(
+        self,
+        *,
+        held_out_speaker: str | None = None,
+        validation_speaker: str | None = None,
+        n_mels: int = 40,
+        window_ms: float = 25.0,
+        hop_ms: float = 10.0,
+        normalise: Literal["recording", "none"] = "recording",
+        max_steps: int | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        for speaker in (held_out_speaker, validation_speaker):
+            if speaker is not None and speaker not in self.speakers:
+                raise ParameterError(unknown("speaker", speaker, self.speakers))
+        if held_out_speaker is not None and held_out_speaker == validation_speaker:
+            raise ParameterError(
+                "FSDD expected a validation_speaker other than the held_out_speaker, got "
+                f"{held_out_speaker!r} for both: "
+                "the test speaker must not be used to choose anything."
+            )
+        if max_steps is not None and max_steps < 1:
+            raise ParameterError(f"FSDD expected max_steps of 1 or more, got {max_steps}.")
+        self.held_out_speaker = held_out_speaker
+        self.validation_speaker = validation_speaker
+        self.max_steps = max_steps
+        self.features = LogMel(
+            sample_rate=RATE, n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms, normalise=normalise
+        )
+        self._frames: list[NDArray[np.float32]] | None = None
+
+    @property
+    def temporal(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """``"0"`` to ``"9"``."""
+        return tuple(map(str, range(10)))
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """``(n_mels,)``."""
+        return (self.features.n_mels,)
+
+    @property
+    def dt(self) -> float:
+        """Milliseconds of a step: ``hop_ms``."""
+        return self.features.hop_ms
+
+    @property
+    def recordings(self) -> list[tuple[int, str, int]]:
+        """Digit, speaker and index of every recording; its place here is its number in ``split_indices``."""
+        return list(itertools.product(range(10), self.speakers, range(self.repetitions)))
+
+    def prepare_data(self) -> None:
+        """Download and unpack the recordings when there are none; compute the frames that are not cached."""
+        home = self.data_root / "fsdd"
+        if not any((home / "recordings").glob("*.wav")):
+            (archive,) = fetch([self.archive], self.data_root, title="FSDD")
+            unpack(archive, home / "recordings", self.digest)
+            archive.unlink()
+        self._all_frames()
+
+    def read(self, part: Literal["train", "test"]) -> Samples:
+        """Frames of one part; ``ids`` are places in :attr:`recordings`."""
+        ids = [number for number, it in enumerate(self.recordings) if self._is_test(*it) == (part == "test")]
+        frames = self._all_frames()
+        x = [torch.from_numpy(frames[number][: self.max_steps]) for number in ids]
+        y = torch.tensor([self.recordings[number][0] for number in ids])
+        return Samples(x, y, torch.tensor(ids))
+
+    def carve(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """All recordings of ``validation_speaker``, or a stratified share."""
+        if self.validation_speaker is None:
+            return super().carve(samples)
+        recordings = self.recordings
+        chosen = torch.tensor(
+            [recordings[number][1] == self.validation_speaker for number in samples.ids.tolist()]
+        )
+        return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+    def _is_test(self, digit: int, speaker: str, index: int) -> bool:
+        if self.held_out_speaker is None:
+            return index < self.official_test
+        return speaker == self.held_out_speaker
+
+    def _all_frames(self) -> list[NDArray[np.float32]]:
+        if self._frames is None:
+            paths, contents = self._contents()
+
+            def compute() -> list[NDArray[np.float32]]:
+                from tqdm.auto import tqdm
+
+                bar = tqdm(paths, desc="FSDD log-mel frames", unit=" recordings", disable=None, leave=False)
+                return [self.features(decode_wav(raw, path)) for path, raw in zip(bar, contents, strict=True)]
+
+            self._frames = cached("fsdd", fingerprint(self.features.key(), contents), len(paths), compute)
+        return self._frames
+
+    def _contents(self) -> tuple[list[Path], list[bytes]]:
+        folder = self.data_root / "fsdd" / "recordings"
+        paths = [folder / f"{digit}_{speaker}_{index}.wav" for digit, speaker, index in self.recordings]
+        lacking = [path.name for path in paths if not path.is_file()]
+        if lacking:
+            raise DataError(
+                f"FSDD expected {len(paths)} recordings {{digit}}_{{speaker}}_{{index}}.wav in {folder}, "
+                f"{len(lacking)} are "
+                f"missing (the first: {lacking[0]}). Run prepare_data() with that folder empty or away to "
+                "download them, copy "
+                f"them there, or set {ENVIRONMENT} (or the argument root) to the folder that holds "
+                "fsdd/recordings/."
+            )
+        return paths, [path.read_bytes() for path in paths]
+
+
+def decode_wav(raw: bytes, path: Path) -> NDArray[np.float32]:
+    """The samples of one 8 kHz mono 16-bit recording, in [-1, 1).
+
+    Args:
+        raw: the contents of the file.
+        path: the file, for messages.
+
+    Raises:
+        DataError: truncated, corrupt, empty or of another format.
+    """
+    remedy = "Copy it again, or delete the folder recordings and run again to download it."
+    try:
+        with wave.open(io.BytesIO(raw)) as sound:
+            form = sound.getnchannels(), sound.getsampwidth(), sound.getframerate()
+            promised = sound.getnframes()
+            samples = sound.readframes(promised)
+    except (wave.Error, EOFError) as problem:
+        raise DataError(
+            f"{path} is truncated or not a wav file ({problem or 'it ends too early'}). {remedy}"
+        ) from problem
+    if form != (1, 2, RATE):
+        raise DataError(
+            f"{path} expected one channel of 2 bytes at {RATE} Hz, it has {form[0]} of {form[1]} at "
+            f"{form[2]} Hz. {remedy}"
+        )
+    if len(samples) != 2 * promised or promised == 0:
+        raise DataError(
+            f"{path} is truncated: its header promises {promised} samples, it has {len(samples) // 2}. "
+            f"{remedy}"
+        )
+    return np.frombuffer(samples, "<i2").astype(np.float32) / 32768
+
+
+def unpack(archive: Path, target: Path, digest: str) -> None:
+    """Take the recordings out of the release archive, verify them together, and put them in place in one
+    move.
+
+    Args:
+        archive: the zip.
+        target: the folder ``recordings``, which must not exist or be empty.
+        digest: SHA256 over the sorted lines of ``sha256sum recordings/*.wav``.
+
+    Raises:
+        DataError: not a zip, or other recordings than expected; nothing is left behind, the archive neither.
+    """
+    partial = target.with_name(".recordings.part")
+    shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run
+    partial.mkdir(parents=True)
+    try:
+        lines = []
+        with zipfile.ZipFile(archive) as store:
+            for entry in store.infolist():
+                inside = PurePosixPath(entry.filename)
+                if inside.parent.name == "recordings" and inside.suffix == ".wav":
+                    content = store.read(entry)
+                    (partial / inside.name).write_bytes(content)
+                    lines.append(f"{hashlib.sha256(content).hexdigest()}  recordings/{inside.name}\n")
+        found = hashlib.sha256("".join(sorted(lines, key=lambda line: line[66:])).encode()).hexdigest()
+        if found != digest:
+            raise DataError(
+                f"{archive} holds other recordings than expected ({len(lines)} files, digest {found}, "
+                f"expected {digest}); it "
+                "is removed. Run again to download it once more."
+            )
+        partial.replace(target)
+    except (zipfile.BadZipFile, DataError) as problem:
+        archive.unlink()
+        if isinstance(problem, DataError):
+            raise
+        raise DataError(
+            f"{archive} is not a whole zip file ({problem}); it is removed. Run again."
+        ) from problem
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

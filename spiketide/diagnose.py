@@ -1,0 +1,375 @@
+"""What is wrong with a network, in words, from one batch.
+
+Run it before training and whenever a loss does not fall::
+
+    print(diagnose(model, batch, encoder=encoder))
+
+It makes one forward and one backward in the mode in which the model is, and leaves the model as it was:
+parameters, gradients, buffers and the random state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import DataError, ShapeError
+from .layer import Layer
+from .losses import CrossEntropy
+from .probe import SATURATED_RATE, Records, activity, record
+from .readouts import MeanMembrane, Readout
+from .types import Batch
+
+SILENT_SHARE = 0.5
+"""A layer is reported when more than this share of its neurons never fires on the batch."""
+
+SATURATED_SHARE = 0.2
+"""A layer is reported when more than this share of its neurons fires above ``probe.SATURATED_RATE``."""
+
+VANISHING = 1e-3
+"""Gradients vanish when the norm at a layer's output is below this part of the norm at the last layer."""
+
+EXPLODING = 1e3
+"""Gradients explode when a norm is above this multiple of that at the last layer, or this at a parameter."""
+
+LARGE_INPUT = 10.0
+"""Graded inputs beyond this are reported as not scaled."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer: what it fired and what gradient reached it. ``None`` where a number does not exist.
+
+    ``rate`` is in spikes per neuron and step, ``hz`` in spikes per neuron and second (neurons that know their
+    ``dt``), ``silent`` and ``saturated`` are shares of the neurons, ``output_gradient`` and
+    ``parameter_gradient`` are L2 norms of the gradient of the loss, ``finite`` says whether outputs and
+    parameters are all finite.
+    """
+
+    name: str
+    kind: str
+    rate: float | None = None
+    hz: float | None = None
+    silent: float | None = None
+    saturated: float | None = None
+    output_gradient: float | None = None
+    parameter_gradient: float | None = None
+    finite: bool = True
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Numbers of each layer, and messages in words. ``print`` it, or take ``to_dict()`` for JSON."""
+
+    rows: list[Row] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    loss: float | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """True when there is nothing to say."""
+        return not self.messages
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for ``json.dumps``; a number that is not finite becomes a string."""
+        return {
+            "healthy": self.healthy,
+            "loss": _plain(self.loss),
+            "layers": [{key: _plain(value) for key, value in asdict(row).items()} for row in self.rows],
+            "messages": list(self.messages),
+        }
+
+    def __str__(self) -> str:
+        head = ["layer", "kind", "rate", "Hz", "silent", "saturated", "|grad out|", "|grad par|", "finite"]
+        body = [
+            [
+                row.name,
+                row.kind,
+                _number(row.rate, ".4f"),
+                _number(row.hz, ".1f"),
+                _number(row.silent, ".0%"),
+                _number(row.saturated, ".0%"),
+                _number(row.output_gradient, ".2e"),
+                _number(row.parameter_gradient, ".2e"),
+                "yes" if row.finite else "NO",
+            ]
+            for row in self.rows
+        ]
+        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+        lines = []
+        for line in [head, *body] if body else []:
+            cells = [
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ]
+            lines.append("  ".join(cells).rstrip())
+        if self.loss is not None:
+            lines.append(f"loss {self.loss:.4g}")
+        lines += [f"- {message}" for message in self.messages] or ["- nothing wrong found"]
+        return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def diagnose(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    encoder: nn.Module | None = None,
+    readout: Readout | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Diagnosis:
+    """Run one forward and backward and say what is wrong.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.compose import Sequential
+        >>> from spiketide.diagnose import diagnose
+        >>> from spiketide.neurons import LIF, LeakyIntegrator
+        >>> from spiketide.synapses import Dense
+        >>> from spiketide.types import Batch
+        >>> _ = torch.manual_seed(0)
+        >>> hidden = Dense(4, 8), LIF(8, threshold=1e6)
+        >>> model = Sequential(*hidden, Dense(8, 2), LeakyIntegrator(2, tau_mem=20.0))
+        >>> batch = Batch(torch.rand(10, 3, 4), torch.tensor([0, 1, 1]))
+        >>> diagnose(model, batch).messages[0]  # doctest: +ELLIPSIS
+        'layer 1 (LIF): 100 % of the neurons never fire on this batch: raise the gain...'
+
+    Args:
+        model: The network; called as ``model(x, lengths=lengths)`` when it is a Layer, else as ``model(x)``.
+            Its output is ``(T, B, C)``, alone or first of a tuple, or scores ``(B, C)`` when it has its own
+            read-out.
+        batch: A batch as the data modules give it.
+        encoder: Makes the time axis of static data.
+        readout: From ``(T, B, C)`` to scores; default :class:`spiketide.readouts.MeanMembrane`.
+        loss: ``loss(scores, y)``; default :class:`spiketide.losses.CrossEntropy`.
+
+    Raises:
+        ShapeError: the input has no time axis and there is no encoder, or the output is neither of the two
+            forms.
+        DataError: the batch is empty.
+    """
+    if batch.x.numel() == 0:
+        raise DataError(f"diagnose expected a batch with samples, got x of shape {tuple(batch.x.shape)}.")
+    messages = _about_input(batch.x)
+    if not bool(batch.x.isfinite().all()):
+        return Diagnosis(messages=messages)  # every number after this would be NaN
+
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(list(devices)), torch.enable_grad(), record(model) as records:
+            x = batch.x if encoder is None else encoder(batch.x)
+            if encoder is not None and not messages and not bool((x != 0).any()):
+                messages.append(
+                    "input: the encoder gives no spike at all: lower its threshold or raise its rate."
+                )
+            out = model(x, lengths=batch.lengths) if isinstance(model, Layer) else model(x)
+            y = out[0] if isinstance(out, tuple) else out
+            if y.dim() not in (2, 3):
+                raise ShapeError(
+                    f"diagnose expected the model to give (T, B, C), or scores (B, C), got {tuple(y.shape)}: "
+                    "flatten feature maps before the last layer."
+                )
+            scores = (readout or MeanMembrane())(y, batch.lengths) if y.dim() == 3 else y
+            value = (loss or CrossEntropy())(scores, batch.y)
+            gradients = _gradients(value, [*records.values(), *model.parameters()])
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+    rows = _rows(model, records, gradients, batch.lengths)
+    # NaN makes every other number meaningless, so nothing else is said about it.
+    messages += _not_finite(model, rows, value) or (
+        _about_firing(rows) + _about_training(model, gradients) + _about_gradients(rows)
+    )
+    return Diagnosis(rows, messages, value.item())
+
+
+Gradients = dict[int, Tensor | None]
+"""Gradient of the loss by ``id`` of a tensor: no entry for one that needs none, ``None`` for one cut off."""
+
+
+def _gradients(value: Tensor, tensors: list[Tensor]) -> Gradients:
+    """Gradients without touching ``.grad``."""
+    wanted = [tensor for tensor in tensors if tensor.requires_grad]
+    if not value.requires_grad:
+        return {id(tensor): None for tensor in wanted}
+    found = torch.autograd.grad(value, wanted, allow_unused=True) if wanted else ()
+    return {id(tensor): gradient for tensor, gradient in zip(wanted, found, strict=True)}
+
+
+def _norm(gradients: Gradients, tensors: list[Tensor]) -> float | None:
+    """L2 norm of the gradients of some tensors together; ``None`` when none of them needs one."""
+    known = [gradients[id(tensor)] for tensor in tensors if id(tensor) in gradients]
+    if not known:
+        return None
+    return math.sqrt(sum(g.detach().double().square().sum().item() for g in known if g is not None))
+
+
+def _rows(model: nn.Module, records: Records, gradients: Gradients, lengths: Tensor | None) -> list[Row]:
+    """A row for every recorded output and every other module that owns parameters, in the model's order."""
+    fired = activity(records, lengths)
+    rows = []
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        parameter_gradient = _norm(gradients, own)
+        fine = all(bool(p.isfinite().all()) for p in own)
+        recorded = [key for key, ran in records.modules.items() if ran is module]
+        for key in recorded:
+            output_gradient = _norm(gradients, [records[key]])
+            seen = fired.get(key)
+            dt = getattr(module, "dt", None)
+            rows.append(
+                Row(
+                    key,
+                    type(module).__name__,
+                    rate=seen.rate if seen else None,
+                    hz=seen.rate * 1000.0 / dt if seen and isinstance(dt, float | int) else None,
+                    silent=seen.silent if seen else None,
+                    saturated=seen.saturated if seen else None,
+                    output_gradient=output_gradient,
+                    parameter_gradient=parameter_gradient,
+                    finite=fine and bool(records[key].isfinite().all()),
+                )
+            )
+        if own and not recorded:
+            kind = type(module).__name__
+            rows.append(Row(name or kind, kind, parameter_gradient=parameter_gradient, finite=fine))
+    return rows
+
+
+def _about_input(x: Tensor) -> list[str]:
+    bad = int((~x.isfinite()).sum())
+    if bad:
+        return [
+            f"input: {bad} of {x.numel()} values are NaN or Inf: clean the data. Nothing else was looked at."
+        ]
+    largest = x.abs().max().item()
+    if largest == 0:
+        return ["input: every value of this batch is 0: is the data loaded and scaled right?"]
+    if largest > LARGE_INPUT:
+        return [
+            f"input: values up to {largest:.4g} in magnitude: scale the data, to [0, 1] or to a standard "
+            "deviation of 1."
+        ]
+    return []
+
+
+def _not_finite(model: nn.Module, rows: list[Row], value: Tensor) -> list[str]:
+    """Where NaN or Inf began: in the parameters, else on the way forward, in the loss, or on the way back."""
+    messages = []
+    for name, p in model.named_parameters():
+        bad = int((~p.isfinite()).sum())
+        if bad:
+            role = getattr(p, "role", "weights")
+            messages.append(
+                f"parameter {name} ({role}): {bad} of {p.numel()} values are NaN or Inf: go back to an "
+                f"earlier checkpoint, and train the {role} with a lower learning rate or clipped gradients."
+            )
+    if messages:
+        return messages
+    for row in rows:
+        if not row.finite:
+            return [
+                f"{_layer(row)}: NaN or Inf in its output, the first layer with any: its sums overflow; look "
+                "at the size of its weights and of its input."
+            ]
+    if not bool(value.isfinite()):
+        return [
+            f"the loss is {value.item()} although every layer is finite: look at the read-out, the loss and "
+            "the labels."
+        ]
+    for row in reversed(rows):
+        if not _finite_gradients(row):
+            return [
+                f"{_layer(row)}: NaN or Inf in its gradient, the first layer with any on the way back: look "
+                "at its surrogate, and at the size of the weights after it."
+            ]
+    return []
+
+
+def _finite_gradients(row: Row) -> bool:
+    return math.isfinite(row.output_gradient or 0.0) and math.isfinite(row.parameter_gradient or 0.0)
+
+
+def _about_training(model: nn.Module, gradients: Gradients) -> list[str]:
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trained:
+        return ["the model has no parameter to train: every one has requires_grad=False, or there is none."]
+    cut = [name for name, p in trained if gradients[id(p)] is None]
+    if cut:
+        return [
+            f"no gradient reaches {', '.join(cut)}: is it used in the forward? A detach, or a loss that does "
+            "not depend on the output, cuts it off."
+        ]
+    return []
+
+
+def _about_firing(rows: list[Row]) -> list[str]:
+    messages = []
+    for row in rows:
+        if row.silent is not None and row.silent > SILENT_SHARE:
+            messages.append(
+                f"{_layer(row)}: {_percent(row.silent)} of the neurons never fire on this batch: raise the "
+                "gain of its synapse, lower its threshold, or add losses.Silence."
+            )
+        if row.saturated is not None and row.saturated > SATURATED_SHARE:
+            messages.append(
+                f"{_layer(row)}: {_percent(row.saturated)} of the neurons fire in more than "
+                f"{_percent(SATURATED_RATE)} of the steps: lower the gain of its synapse, raise its "
+                "threshold, or add losses.SpikeRate."
+            )
+    return messages
+
+
+def _about_gradients(rows: list[Row]) -> list[str]:
+    messages = []
+    seen = [(row, row.output_gradient) for row in rows if row.output_gradient is not None]
+    if seen:
+        last, reference = seen[-1]
+        low, least = min(seen, key=lambda pair: pair[1])
+        high, most = max(seen, key=lambda pair: pair[1])
+        if least == 0.0:
+            messages.append(
+                f"no gradient reaches the output of {_layer(low)}: is it used, and are the membranes of the "
+                "layer after it within reach of the surrogate? A wider surrogate, or a smaller gain, helps."
+            )
+        elif least < VANISHING * reference:
+            messages.append(
+                f"gradients vanish: the norm falls from {reference:.1e} at {_layer(last)} to {least:.1e} at "
+                f"{_layer(low)}: use a wider surrogate, larger weights, residual connections or fewer layers."
+            )
+        if 0.0 < EXPLODING * reference < most:
+            messages.append(
+                f"gradients explode: the norm grows from {reference:.1e} at {_layer(last)} to {most:.1e} at "
+                f"{_layer(high)}: use smaller (recurrent) weights, a narrower or lower surrogate, or clip "
+                "gradients."
+            )
+    for row in rows:
+        if row.parameter_gradient is not None and row.parameter_gradient > EXPLODING:
+            messages.append(
+                f"{_layer(row)}: the gradient of its parameters has norm {row.parameter_gradient:.1e}: clip "
+                "gradients, scale the input, or use smaller weights."
+            )
+    return messages
+
+
+def _layer(row: Row) -> str:
+    return f"layer {row.name} ({row.kind})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,0 +1,177 @@
+"""Compiled kernels beside torch: lazy Numba, one set of threads, safe after a fork.
+
+Use it in a module that is itself imported lazily (it must import Numba for ``prange``)::
+
+    from numba import prange
+    from .threading import kernel
+
+    @kernel(parallel=True)                  # compiled at the first call with each signature, cached on disk
+    def double(x, y):
+        for i in prange(x.shape[0]):
+            y[i] = 2.0 * x[i]
+
+    double(x, y)                            # runs on torch.get_num_threads() threads
+
+    f = kernel(function, parallel=False)    # or on a function that was generated
+
+What a :class:`Kernel` takes care of:
+
+- Numba is imported at the first call, not before, and ``cache=True, nogil=True`` are set.
+- The threading layer is OpenMP, chosen just before Numba starts its threads (``workqueue``, the default of the
+  wheels where TBB is missing, stalls 8-22 ms a call beside torch's own threads). A layer that the user
+  named (``NUMBA_THREADING_LAYER``) is left alone. Where OpenMP is missing a warning is logged once.
+- The number of threads is torch's, and Numba's own setting is as before afterwards.
+- GNU OpenMP kills a process that was forked from one whose threads had started (``DataLoader`` workers). There the same
+  function runs compiled without threads. :func:`serial_only` says whether that is so.
+- The compiled variants of one function have different qualified names: Numba's disk cache tells functions apart
+  by name and line, not by options, and would load the threaded code in the forked child.
+
+The disk cache of a function is renewed when *its* source file changes, not when a function that it calls in another
+file does: keep a kernel and its helpers in one file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+
+_log = logging.getLogger(__name__)
+_serial = False
+_layer_known = False
+
+
+def serial_only() -> bool:
+    """Whether this process was forked from one that had started Numba's threads: nothing may run in parallel then."""
+    return _serial
+
+
+def threads() -> int:
+    """The number of threads that a parallel kernel runs on: torch's, one after a fork."""
+    if _serial:
+        return 1
+    import numba
+
+    return max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+
+
+def _after_fork_in_child() -> None:
+    global _serial
+    # Numba says only by this private flag whether its threads run; where a later Numba has lost it, be careful.
+    module = sys.modules.get("numba.np.ufunc.parallel")
+    if module is not None and getattr(module, "_is_initialized", True):
+        _serial = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _choose_layer() -> None:
+    """Ask for OpenMP first, unless Numba's threads run already or the user asked for a layer by name."""
+    global _layer_known
+    import numba
+
+    try:
+        numba.threading_layer()
+    except ValueError:
+        if str(numba.config.THREADING_LAYER).lower() == "default":
+            numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+        numba.get_num_threads()  # starts the threads
+    layer = numba.threading_layer()
+    if layer == "workqueue":
+        _log.warning(
+            "Numba runs its threads with %r: OpenMP is missing, or another layer was started or asked for first. "
+            "Results are the same; beside torch's threads each call may stall for milliseconds.",
+            layer,
+        )
+    _layer_known = True
+
+
+class Kernel:
+    """A function of arrays and numbers that Numba compiles when it is first called; see the module's text.
+
+    Args:
+        function: a plain Python function in the subset that Numba compiles; may use ``numba.prange``.
+        parallel: run ``prange`` loops on threads.
+        options: passed on to ``numba.njit``.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, parallel: bool = True, **options: Any) -> None:
+        self.function = function
+        self.parallel = parallel
+        self.options: dict[str, Any] = {"cache": True, "nogil": True, **options}
+        self.__doc__ = function.__doc__
+        self.__name__ = function.__name__
+        self._compiled: dict[bool, Callable[..., Any]] = {}
+
+    def dispatcher(self, parallel: bool) -> Callable[..., Any]:
+        """Numba's dispatcher for this function, with or without threads."""
+        if parallel not in self._compiled:
+            import numba
+
+            function = self.function
+            if not parallel:
+                function = types.FunctionType(
+                    function.__code__,
+                    function.__globals__,
+                    function.__name__,
+                    function.__defaults__,
+                    function.__closure__,
+                )
+                function.__qualname__ = self.function.__qualname__ + "_serial"
+                function.__module__ = self.function.__module__
+            self._compiled[parallel] = numba.njit(parallel=parallel, **self.options)(function)
+        return self._compiled[parallel]
+
+    def __call__(self, *arguments: Any) -> Any:
+        if _serial or not self.parallel:
+            return self.dispatcher(False)(*arguments)
+        import numba
+
+        if not _layer_known:
+            _choose_layer()
+        wanted, before = threads(), numba.get_num_threads()
+        if wanted == before:
+            return self.dispatcher(True)(*arguments)
+        numba.set_num_threads(wanted)
+        try:
+            return self.dispatcher(True)(*arguments)
+        finally:
+            numba.set_num_threads(before)
+
+
+@overload
+def kernel(function: Callable[..., Any], *, parallel: bool = True, **options: Any) -> Kernel: ...
+
+
+@overload
+def kernel(
+    function: None = None, *, parallel: bool = True, **options: Any
+) -> Callable[[Callable[..., Any]], Kernel]: ...
+
+
+def kernel(
+    function: Callable[..., Any] | None = None, *, parallel: bool = True, **options: Any
+) -> Kernel | Callable[[Callable[..., Any]], Kernel]:
+    """Make a :class:`Kernel` of a function, directly or as a decorator.
+
+    Example:
+        >>> import numpy as np
+        >>> from spiketide.kernels.threading import kernel
+        >>> def total(x):
+        ...     s = 0.0
+        ...     for i in range(x.shape[0]):
+        ...         s += x[i]
+        ...     return s
+        >>> kernel(total, parallel=False, cache=False)(np.ones(3))
+        3.0
+    """
+    if function is None:
+        return lambda f: Kernel(f, parallel=parallel, **options)
+    return Kernel(function, parallel=parallel, **options)

@@ -1,0 +1,422 @@
+"""What all neurons share: constants in their stable range, resets, and the run through time."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NonFiniteError, ParameterError, unknown
+from ..layer import Layer, check_input, check_state
+from ..scan.autograd import choose_engine, recurrent_scan_registered, scan_registered
+from ..scan.dynamics import Dynamics, entry, register
+from ..surrogate import ATan, Surrogate
+from ..types import State
+
+Size: TypeAlias = int | Sequence[int]
+Value: TypeAlias = float | Tensor | Callable[..., Tensor]
+"""A constant as the user gives it: a number, a tensor, or an initialiser ``init(shape) -> Tensor``."""
+
+RESETS = ("soft", "soft_detached", "hard", "hard_detached", "none")
+
+
+def shape_of(n: Size) -> tuple[int, ...]:
+    """``n`` as a tuple of positive sizes."""
+    shape = (n,) if isinstance(n, int) else tuple(n)
+    if not shape or not all(isinstance(k, int) and k > 0 for k in shape):
+        raise ParameterError(f"expected positive sizes, n=256 or n=(32, 14, 14), got {n!r}.")
+    return shape
+
+
+def after_reset(reset: str, v: Any, s: Any, threshold: Any) -> Any:
+    """The membrane after a spike.
+
+    ``soft`` subtracts the threshold, ``hard`` goes to zero, ``none`` leaves it; the ``_detached`` forms pass no gradient through
+    the spike of the reset.
+    """
+    if reset == "soft":
+        return v - threshold * s
+    if reset == "soft_detached":
+        return v - threshold * s.detach()
+    if reset == "hard":
+        return v * (1 - s)
+    if reset == "hard_detached":
+        return v * (1 - s.detach())
+    return v
+
+
+def check_choice(what: str, given: str, known: Sequence[str]) -> str:
+    """``given`` if it is one of ``known``."""
+    if given not in known:
+        raise ParameterError(unknown(what, given, known))
+    return given
+
+
+class Constant(nn.Module):
+    """A number of a neuron, fixed or learnable, one for all or one per neuron, kept inside its range.
+
+    A learnable constant is stored unconstrained (``raw``) and mapped into its range, so no optimiser step can leave it:
+    ``low < value``: ``low + exp(raw)``; ``low < value < high``: ``low + (high - low) sigmoid(raw)``; no range: ``raw`` itself.
+
+    Args:
+        name: for messages.
+        value: number, tensor broadcastable to ``shape``, or initialiser ``init(shape)``.
+        shape: of the layer.
+        learn: learnable; a plain number then becomes one value per neuron (one per channel for a feature map).
+        low, high: open bounds of the range, ``None`` for none.
+        role: parameter group that the training uses: ``"time_constants"``, ``"thresholds"`` or ``"weights"``.
+
+    Raises:
+        ParameterError: not finite, out of range, or of a shape that does not broadcast to ``shape``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        value: Value,
+        shape: tuple[int, ...],
+        *,
+        learn: bool = False,
+        low: float | None = None,
+        high: float | None = None,
+        role: str = "weights",
+    ) -> None:
+        super().__init__()
+        self.name, self.low, self.high, self.role = name, low, high, role
+        per_neuron = shape if len(shape) == 1 else (shape[0], *(1 for _ in shape[1:]))
+        if isinstance(value, Tensor):
+            start = value.detach().to(torch.get_default_dtype()).clone()
+        elif callable(value):
+            start = value(per_neuron).detach().to(torch.get_default_dtype())
+        else:
+            start = torch.tensor(float(value), dtype=torch.get_default_dtype())
+        try:
+            fits = torch.broadcast_shapes(start.shape, shape) == shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ParameterError(f"{name} expected one number or a shape that broadcasts to {shape}, got {tuple(start.shape)}.")
+        inside = torch.isfinite(start).all()
+        if low is not None:
+            inside &= (start > low).all()
+        if high is not None:
+            inside &= (start < high).all()
+        if not inside:
+            bounds = " and ".join(
+                [f"> {low:g}" if low is not None else "", f"< {high:g}" if high is not None else ""]
+            ).strip(" and ")
+            raise ParameterError(f"{name} expected finite values {bounds}, got {_brief(start)}.".replace("values ,", "values,"))
+        if learn:
+            if start.dim() == 0:
+                start = start.expand(per_neuron).clone()
+            self.raw = nn.Parameter(self._inverse(start))
+            self.raw.role = role  # type: ignore[attr-defined]
+        else:
+            self.register_buffer("fixed", start)
+
+    def _inverse(self, value: Tensor) -> Tensor:
+        if self.low is None:
+            return value
+        if self.high is None:
+            return torch.log(value - self.low)
+        unit = (value - self.low) / (self.high - self.low)
+        return torch.log(unit) - torch.log1p(-unit)
+
+    @property
+    def learnable(self) -> bool:
+        """Whether it is trained."""
+        return "raw" in self._parameters
+
+    def forward(self) -> Tensor:
+        """The value now, differentiable in ``raw``; scalar or broadcastable to the layer's shape."""
+        if not self.learnable:
+            return self.fixed  # type: ignore[return-value]
+        if self.low is None:
+            return self.raw
+        if self.high is None:
+            return self.low + torch.exp(self.raw)
+        return self.low + (self.high - self.low) * torch.sigmoid(self.raw)
+
+    def extra_repr(self) -> str:
+        """Name, value and whether it is learnt."""
+        return f"{self.name}={_brief(self.forward().detach())}{', learnable' if self.learnable else ''}"
+
+
+def _brief(value: Tensor) -> str:
+    if value.numel() == 1:
+        return f"{float(value):g}"
+    return f"{tuple(value.shape)} in [{float(value.min()):g}, {float(value.max()):g}]"
+
+
+class TimeConstant(Constant):
+    """A time constant, and the per-step multiplier it means.
+
+    ``exp``: ``decay = exp(-dt / tau)``, the exact solution over a step; ``euler``: ``decay = 1 - dt / tau``. They are two different
+    networks: for tau 10.05 and dt 10 they give 0.37 and 0.005. Learnable: ``tau = exp(raw)`` (``euler``: ``dt + exp(raw)``), so
+    ``0 < decay < 1`` always.
+
+    Args:
+        name: for messages.
+        value: tau, in the unit of ``dt`` (milliseconds by convention).
+        shape: of the layer.
+        dt: length of a step.
+        discretisation: ``"exp"`` or ``"euler"``.
+        learn: learnable.
+
+    Raises:
+        ParameterError: tau <= 0 (``euler``: tau < dt), dt <= 0, or an unknown discretisation.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        value: Value,
+        shape: tuple[int, ...],
+        *,
+        dt: float = 1.0,
+        discretisation: str = "exp",
+        learn: bool = False,
+    ) -> None:
+        check_choice("discretisation", discretisation, ("exp", "euler"))
+        if not (isinstance(dt, (int, float)) and math.isfinite(dt) and dt > 0):
+            raise ParameterError(f"dt expected a positive time per step, got {dt!r}.")
+        # euler allows tau == dt (no memory at all) when it is fixed
+        low = 0.0 if discretisation == "exp" else dt * (1.0 if learn else 1 - 1e-9)
+        super().__init__(name, value, shape, learn=learn, low=low, role="time_constants")
+        self.dt, self.discretisation = float(dt), discretisation
+
+    def decay(self) -> Tensor:
+        """Per-step multiplier in (0, 1)."""
+        ratio = self.dt / self.forward()
+        return torch.exp(-ratio) if self.discretisation == "exp" else 1 - ratio
+
+
+class Neuron(Layer):
+    """A population of neurons of one model: a step, its constants, and the run through time.
+
+    A model of your own is a subclass with ``states`` (names), a static ``step`` and ``coefs()``; it gets the fused forward and
+    backward kernels on CPU and GPU, lengths, streaming, checkpointing and every test of the contract battery.
+
+    Example:
+        >>> import torch
+        >>> from spiketide import spike
+        >>> from spiketide.neurons import Neuron
+        >>> class Quadratic(Neuron):
+        ...     states = ("v",)
+        ...     @staticmethod
+        ...     def step(x, v, decay, threshold):
+        ...         v = decay * v * (1 + 0.1 * v) + x
+        ...         s = spike(v - threshold)
+        ...         return s, v * (1 - s)
+        ...     def coefs(self):
+        ...         return 0.9, 1.0
+        >>> y, (v,) = Quadratic(3)(torch.ones(5, 2, 3))
+        >>> y.shape, int(y.sum())
+        (torch.Size([5, 2, 3]), 12)
+
+    Shapes:
+        ``x (T, B, *n)`` current; ``y (T, B, *n)`` spikes (or the membrane, for read-outs); state: tensors ``(B, *n)``.
+
+    Args:
+        n: number of neurons, or the shape of a feature map.
+        surrogate: derivative of the spike (default ``ATan(2)``).
+        dt: length of a step, milliseconds by convention.
+        engine: force a scan engine; ``None`` chooses by device.
+        checkpoint: keep the state every so many steps only, and recompute in the backward.
+
+    Raises:
+        ParameterError: sizes, constants or names out of range.
+        ShapeError: input or state of another shape (see :meth:`Layer.forward`).
+        NonFiniteError: NaN or infinity in the input, or a membrane that overflowed.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ()
+    spiking: ClassVar[bool] = True
+    step: Callable[..., Any]
+
+    def __init__(
+        self,
+        n: Size,
+        *,
+        surrogate: Surrogate | None = None,
+        dt: float = 1.0,
+        engine: str | None = None,
+        checkpoint: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = shape_of(n)
+        self.surrogate = surrogate if surrogate is not None else ATan(2.0)
+        self.dt = float(dt)
+        self.engine, self.checkpoint = engine, checkpoint
+        self._key = register(self.dynamics, self.surrogate)
+        if engine is not None and engine != "gpu":
+            choose_engine(self._key, torch.device("cpu"), engine)
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """The step with the names of its state and coefficients, read off its signature."""
+        step = self.step
+        names = tuple(inspect.signature(step).parameters)
+        if not self.states or names[1 : 1 + len(self.states)] != self.states:
+            raise ParameterError(
+                f"{type(self).__name__}.step expected the arguments (x, {', '.join(self.states) or '*states'}, *coefs), got {names}: "
+                "set `states` to the names of the state variables."
+            )
+        return Dynamics(self.states, names[1 + len(self.states) :], step, getattr(self, "step_vjp", None))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._key = register(self.dynamics, self.surrogate)  # another process has its own table
+
+    def coefs(self) -> tuple[Any, ...]:
+        """Per-step numbers in the order of ``step``'s arguments: numbers, scalars or tensors broadcastable to ``n``."""
+        raise NotImplementedError(f"{type(self).__name__} needs coefs().")
+
+    def initial_state(self, x: Tensor) -> State:
+        """Zeros ``(B, *n)`` for every state variable, float32 or float64."""
+        dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+        return tuple(x.new_zeros(x.shape[1:], dtype=dtype) for _ in self.states)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        feedback: Tensor | Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, State]:
+        """Run ``T`` steps; ``feedback`` is what :class:`spiketide.Recurrent` passes (the state then ends in the last outputs)."""
+        check_input(self, x, self.shape, lengths)
+        expected = self.initial_state(x)
+        if feedback is not None:
+            expected = (*expected, expected[0])
+        if state is None:
+            state = expected
+        else:
+            check_state(self, state, expected)
+        if feedback is None:
+            y, end = scan_registered(
+                self._key, x, state, self.coefs(), engine=self.engine, lengths=lengths, checkpoint=self.checkpoint
+            )
+        else:
+            y, end = recurrent_scan_registered(
+                self._key,
+                x,
+                state[:-1],
+                self.coefs(),
+                feedback,
+                previous=state[-1],
+                engine=self.engine,
+                lengths=lengths,
+                checkpoint=self.checkpoint,
+            )
+        self._check_finite(x, state, end, lengths)
+        return y, end
+
+    def _check_finite(self, x: Tensor, begin: State, end: State, lengths: Tensor | None) -> None:
+        # A NaN or an infinity that comes in stays in the state, so looking at the last state is enough and costs 1/T of looking
+        # at the input. On a GPU the look would wait for the device; there diagnose() does it.
+        if torch.compiler.is_compiling() or x.device.type != "cpu":
+            return
+        if all(bool(torch.isfinite(leaf).all()) for leaf in end):
+            return
+        name = type(self).__name__
+        if not all(bool(torch.isfinite(leaf).all()) for leaf in begin):
+            raise NonFiniteError(f"{name} was given a state with NaN or infinity: begin with None.")
+        bad = ~torch.isfinite(x.detach()).flatten(2).all(2)
+        if lengths is not None:
+            bad &= torch.arange(x.shape[0]).unsqueeze(1) < lengths
+        if bad.any():
+            t, b = (int(i) for i in bad.nonzero()[0])
+            raise NonFiniteError(
+                f"{name} expected finite input, got NaN or infinity first at step {t} of sample {b}: check the data and the "
+                "learning rate (diverged weights give this too)."
+            )
+        for constant, value in zip(self.dynamics.coefs, self.coefs(), strict=True):
+            if not bool(torch.isfinite(torch.as_tensor(value)).all()):
+                raise NonFiniteError(f"{name}: the constant {constant} is NaN or infinite; its training diverged.")
+        raise NonFiniteError(f"{name}: the state overflowed on finite input; lower the weights or the input scale.")
+
+    def _learn(self, learn: Sequence[str], known: Sequence[str]) -> frozenset[str]:
+        names = (learn,) if isinstance(learn, str) else tuple(learn)
+        for name in names:
+            if name not in known:
+                raise ParameterError(unknown(f"learnable constant of {type(self).__name__}", name, known))
+        return frozenset(names)
+
+    def extra_repr(self) -> str:
+        """Size and surrogate."""
+        return f"{self.shape[0] if len(self.shape) == 1 else self.shape}, surrogate={self.surrogate}"
+
+
+class StepNeuron(Neuron):
+    """A neuron from a bare step function, for trying an idea in six lines.
+
+    Example:
+        >>> import torch
+        >>> from spiketide import spike
+        >>> from spiketide.neurons import StepNeuron
+        >>> def step(x, v, decay, threshold):
+        ...     v = decay * v + x
+        ...     s = spike(v - threshold)
+        ...     return s, v - threshold * s
+        >>> neuron = StepNeuron(2, step, states=("v",), constants={"decay": 0.9, "threshold": 1.0}, learn=("threshold",))
+        >>> y, _ = neuron(torch.ones(3, 1, 2))
+        >>> [n for n, _ in neuron.named_parameters()]
+        ['constants.threshold.raw']
+
+    Shapes:
+        as :class:`Neuron`.
+
+    Args:
+        n: number of neurons, or the shape of a feature map.
+        step: ``(x, *states, *constants) -> (s, *states')``.
+        states: names of the state variables.
+        constants: name -> value of the remaining arguments (per-step numbers, unconstrained).
+        learn: names of the learnable ones.
+        surrogate, dt, engine, checkpoint: as :class:`Neuron`.
+
+    Raises:
+        ParameterError: arguments of ``step`` without a value, or values without an argument.
+    """
+
+    def __init__(
+        self,
+        n: Size,
+        step: Callable[..., Any],
+        *,
+        states: Sequence[str],
+        constants: dict[str, Value],
+        learn: Sequence[str] = (),
+        surrogate: Surrogate | None = None,
+        dt: float = 1.0,
+        engine: str | None = None,
+        checkpoint: int | None = None,
+    ) -> None:
+        self._given = step
+        self.states = tuple(states)  # type: ignore[misc]
+        super().__init__(n, surrogate=surrogate, dt=dt, engine=engine, checkpoint=checkpoint)
+        if set(self.dynamics.coefs) != set(constants):
+            raise ParameterError(f"step takes the constants {self.dynamics.coefs}, got values for {tuple(constants)}.")
+        chosen = self._learn(learn, self.dynamics.coefs)
+        self.constants = nn.ModuleDict(
+            {k: Constant(k, constants[k], self.shape, learn=k in chosen) for k in self.dynamics.coefs}
+        )
+
+    @property
+    def step(self) -> Callable[..., Any]:  # type: ignore[override]
+        """The function given."""
+        return self._given
+
+    def coefs(self) -> tuple[Any, ...]:
+        """The constants, in the order of the step's arguments."""
+        return tuple(constant() for constant in self.constants.values())
+
+
+def traced_by(neuron: Neuron) -> str:
+    """Why a neuron cannot run on the fused engines, or an empty string if it can."""
+    return entry(neuron._key).why

@@ -1,0 +1,184 @@
+"""Look inside a forward: the outputs of every neuron, and their firing rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import DataError, ShapeError
+from .layer import check_lengths, time_mask
+
+SATURATED_RATE = 0.5
+"""A neuron that fires in more than this share of the steps is called saturated."""
+
+
+class Records(dict[str, Tensor]):
+    """Outputs ``(T, B, *N)`` of the neurons of a model by name, in the order in which they ran.
+
+    ``modules`` has the neuron of each name. A neuron that ran twice in one forward has a second entry
+    ``name#2``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modules: dict[str, nn.Module] = {}
+
+    def spikes(self) -> dict[str, Tensor]:
+        """The records of spiking neurons only: read-out integrators are left out."""
+        return {name: y for name, y in self.items() if is_spiking(self.modules[name])}
+
+
+def is_spiking(module: nn.Module) -> bool:
+    """Whether the outputs of a neuron are spikes, by its class attribute ``spiking``."""
+    return bool(getattr(module, "spiking", False))
+
+
+@contextmanager
+def record(
+    model: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...] | None = None
+) -> Iterator[Records]:
+    """Record the outputs of every neuron of a model in its last forward.
+
+    The recorded tensors are those of the forward, with their graph, so that a penalty on them trains the
+    model. A new forward of ``model`` replaces the records. The hooks are gone after the block, also after an
+    error; the records stay.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.compose import Sequential
+        >>> from spiketide.neurons import LIF, LeakyIntegrator
+        >>> from spiketide.probe import firing_rates, record
+        >>> from spiketide.synapses import Dense
+        >>> model = Sequential(Dense(4, 8), LIF(8), Dense(8, 2), LeakyIntegrator(2, tau_mem=20.0))
+        >>> with record(model) as records:
+        ...     y, state = model(torch.rand(10, 3, 4))
+        >>> {name: tuple(out.shape) for name, out in records.items()}
+        {'1': (10, 3, 8), '3': (10, 3, 2)}
+        >>> list(firing_rates(records))
+        ['1']
+
+    Args:
+        model: Any module; names are those of ``model.named_modules()``, and the class name for ``model``
+            itself.
+        kinds: Record modules of these classes instead of :class:`spiketide.neurons.base.Neuron`. A model
+            that has none gives empty records.
+    """
+    if kinds is None:
+        from .neurons.base import Neuron
+
+        kinds = Neuron
+    found = {name or type(model).__name__: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    records = Records()
+
+    def begin(module: nn.Module, args: Any) -> None:
+        records.clear()
+        records.modules.clear()
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            y = output[0] if isinstance(output, tuple) else output
+            key, times = name, 1
+            while key in records:
+                times += 1
+                key = f"{name}#{times}"
+            records[key] = y
+            records.modules[key] = module
+
+        return hook
+
+    handles = [model.register_forward_pre_hook(begin)]
+    try:
+        handles += [module.register_forward_hook(keep(name)) for name, module in found.items()]
+        yield records
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def neuron_rates(spikes: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Mean over all valid steps of all samples: the firing rate of each neuron in spikes per step,
+    differentiable.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.probe import neuron_rates
+        >>> s = torch.tensor([[[1.0], [1.0]], [[0.0], [1.0]]])
+        >>> neuron_rates(s).item(), neuron_rates(s, torch.tensor([2, 0])).item()
+        (0.75, 0.5)
+
+    Shapes:
+        ``spikes``: ``(T, B, *N)``; ``lengths``: ``(B,)``; result: ``(*N)``.
+
+    Raises:
+        ShapeError: lengths that do not fit.
+        DataError: no valid step at all.
+    """
+    if spikes.dim() < 2:
+        raise ShapeError(f"firing rates expected spikes (T, B, *N), got {tuple(spikes.shape)}.")
+    steps, samples = spikes.shape[:2]
+    if lengths is None:
+        if steps * samples == 0:
+            raise DataError(f"firing rates expected at least one step, got spikes {tuple(spikes.shape)}.")
+        return spikes.mean((0, 1))
+    check_lengths("firing rates", spikes, lengths)
+    lengths = lengths.to(spikes.device)
+    valid = int(lengths.sum())
+    if valid == 0:
+        raise DataError("firing rates expected at least one valid step, got lengths that are all 0.")
+    if int(lengths.max()) > steps:
+        raise ShapeError(f"firing rates expected lengths up to T = {steps}, got {int(lengths.max())}.")
+    mask = time_mask(lengths, steps).view(steps, samples, *(1,) * (spikes.dim() - 2))
+    return spikes.masked_fill(~mask, 0.0).sum((0, 1)) / valid
+
+
+class Activity(NamedTuple):
+    """How a layer fired: mean rate (spikes per neuron and step), each neuron's ``(*N)``, two shares."""
+
+    rate: float
+    per_neuron: Tensor
+    silent: float
+    saturated: float
+
+
+def activity(records: Mapping[str, Tensor], lengths: Tensor | None = None) -> dict[str, Activity]:
+    """Rates of each recorded layer, with the share of neurons that never fired and that fired nearly always.
+
+    Of :class:`Records` only the spiking layers count; of a plain dictionary, all. A neuron is silent when it
+    fired at no valid step of any sample, and saturated when it fired in more than ``SATURATED_RATE`` of them.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.probe import activity
+        >>> s = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(5, 2, 4)
+        >>> layer = activity({"hidden": s})["hidden"]
+        >>> layer.rate, layer.silent, layer.saturated
+        (0.25, 0.75, 0.25)
+    """
+    spikes = records.spikes() if isinstance(records, Records) else records
+    result = {}
+    for name, s in spikes.items():
+        with torch.no_grad():
+            rates = neuron_rates(s.float(), lengths)
+            result[name] = Activity(
+                rates.mean().item(),
+                rates,
+                (rates == 0).float().mean().item(),
+                (rates > SATURATED_RATE).float().mean().item(),
+            )
+    return result
+
+
+def firing_rates(records: Mapping[str, Tensor], lengths: Tensor | None = None) -> dict[str, float]:
+    """Mean spikes per neuron and valid step of each spiking layer.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.probe import firing_rates
+        >>> firing_rates({"hidden": torch.tensor([1.0, 0.0]).expand(4, 3, 2)})
+        {'hidden': 0.5}
+    """
+    return {name: layer.rate for name, layer in activity(records, lengths).items()}

@@ -1,0 +1,61 @@
+"""The recipes of the package, one complete YAML each: where they are and what they say.
+
+A recipe is flat and complete: no inheritance, no defaults hidden elsewhere. ``docs/how-to/add_a_recipe.md`` says
+what stands in it. This file reads YAML only; building the objects is :mod:`spiketide.training.recipe`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import RecipeError, unknown
+
+__all__ = ["find", "names", "read"]
+
+FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """Names of the packaged recipes.
+
+    Example:
+        >>> from spiketide import recipes
+        >>> "digits/latency_lif" in recipes.names()
+        True
+    """
+    return sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.glob("*/*.yaml"))
+
+
+def find(recipe: str | Path) -> tuple[str, Path]:
+    """The short name and the file of a recipe, given its name in the package or a path to a YAML file.
+
+    Raises:
+        RecipeError: neither a packaged recipe nor an existing file.
+    """
+    text = str(recipe)
+    if text in names():
+        return text, FOLDER / f"{text}.yaml"
+    path = Path(text)
+    if path.is_file():
+        return path.stem, path
+    if path.suffix in (".yaml", ".yml"):
+        raise RecipeError(f"there is no recipe file {text!r}. Packaged recipes: {', '.join(names())}.")
+    raise RecipeError(unknown("recipe", text, names()) + ", or give the path of a YAML file.")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The YAML of a recipe as it stands, unchecked.
+
+    Raises:
+        RecipeError: not readable, not YAML, or not a mapping.
+    """
+    import yaml  # comes with jsonargparse
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"the recipe {path} should be a mapping of sections, got {type(content).__name__}.")
+    return content

@@ -1,0 +1,10 @@
+"""The report of a run: one self-contained HTML file.
+
+``ReportData`` says what goes in (plain numbers and arrays), ``write_report`` draws it. Nothing here knows a
+model or a trainer, and drawing libraries are imported only while a report is written.
+"""
+
+from .data import ReportData, Row, SampleTrace, choose_samples
+from .html import render_report, write_report
+
+__all__ = ["ReportData", "Row", "SampleTrace", "choose_samples", "render_report", "write_report"]

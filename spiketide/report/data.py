@@ -1,0 +1,347 @@
+"""What a report shows, as plain numbers and arrays: no model, no trainer, no drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ParameterError, ShapeError, unknown
+
+Point: TypeAlias = tuple[int, float | None, float | None]
+"""One epoch of one metric: (epoch, training value or None, validation value or None)."""
+
+SECTIONS = ("summary", "curves", "confusion", "samples", "firing", "diagnosis", "environment")
+"""The parts of a report, in their order: the keys of ``ReportData.missing``."""
+
+
+class Row(NamedTuple):
+    """One line of the summary table: what, how much, and what the number means.
+
+    ``value`` ``None`` reads "not measured"; the note then says why. Text is shown as it is, an integer with
+    thousands separated, a float with four significant digits.
+    """
+
+    label: str
+    value: str | int | float | None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleTrace:
+    """What one test sample did to the network, step by step.
+
+    Example:
+        >>> import numpy as np
+        >>> from spiketide.report import SampleTrace
+        >>> scores = np.array([[0.0, 0.0], [0.3, 0.2], [0.3, 0.6], [0.3, 0.7]])
+        >>> SampleTrace(label=1, prediction=1, input=np.eye(4), scores=scores).final_from
+        2
+
+    Shapes:
+        ``input`` ``(T, *N)`` spikes or graded values; ``hidden[layer]`` ``(T, *N)`` spikes;
+        ``membrane[layer]`` ``(T, K)`` potentials of K neurons; ``threshold[layer]`` a number, ``(K,)`` or
+        ``(T, K)``; ``neurons[layer]`` K indices; ``scores`` ``(T, C)``. Feature axes are flattened. All
+        have T steps, of which the first ``lengths`` are valid.
+
+    Args:
+        label: the true class, an index.
+        prediction: the class the model gave, an index.
+        input: what the network saw, or None when it was not recorded.
+        hidden: spikes of the hidden layers by name.
+        membrane: membrane potentials of a few neurons by layer name.
+        scores: the read-out of every class over time, or None.
+        lengths: valid steps of this sample; None means all. Steps past them are not drawn.
+        threshold: firing thresholds belonging to ``membrane``, where there are any.
+        neurons: which neurons ``membrane`` shows: they are named, and their spikes marked.
+
+    Raises:
+        ShapeError: arrays that disagree about T or K, or have too few axes.
+    """
+
+    label: int
+    prediction: int
+    input: NDArray[Any] | None = None
+    hidden: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    membrane: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    scores: NDArray[Any] | None = None
+    lengths: int | None = None
+    threshold: Mapping[str, ArrayLike] = field(default_factory=dict)
+    neurons: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "label", int(self.label))
+        put(self, "prediction", int(self.prediction))
+        if self.input is not None:
+            put(self, "input", _steps_by_features("input", self.input))
+        put(self, "hidden", {str(k): _steps_by_features(f"hidden {k!r}", v) for k, v in self.hidden.items()})
+        put(
+            self,
+            "membrane",
+            {str(k): _steps_by_features(f"membrane {k!r}", v) for k, v in self.membrane.items()},
+        )
+        if self.scores is not None:
+            put(self, "scores", _steps_by_features("scores", self.scores))
+        steps = {name: len(array) for name, array in self.arrays()}
+        if len(set(steps.values())) > 1:
+            raise ShapeError(
+                f"SampleTrace expected arrays of the same T on the first axis, got {steps}: record all of "
+                "one sample in one forward, time first."
+            )
+        total = next(iter(steps.values()), 0)
+        lengths = total if self.lengths is None else int(self.lengths)
+        if not 0 <= lengths <= total:
+            raise ShapeError(
+                f"SampleTrace expected lengths within 0..{total}, the steps of its arrays, got {lengths}."
+            )
+        put(self, "lengths", lengths)
+        self._check_thresholds(total)
+        for layer, indices in self.neurons.items():
+            if layer not in self.membrane:
+                raise ParameterError(
+                    "SampleTrace neurons: " + unknown("membrane layer", layer, self.membrane)
+                )
+            wanted = self.membrane[layer].shape[1]
+            if len(indices) != wanted:
+                raise ShapeError(
+                    f"SampleTrace expected {wanted} neuron indices for the membrane of {layer!r}, "
+                    f"got {len(indices)}."
+                )
+
+    def arrays(self) -> list[tuple[str, NDArray[Any]]]:
+        """Every array that was recorded, with the words for it."""
+        named: list[tuple[str, NDArray[Any] | None]] = [("input", self.input), ("scores", self.scores)]
+        named += [(f"hidden {k!r}", v) for k, v in self.hidden.items()]
+        named += [(f"membrane {k!r}", v) for k, v in self.membrane.items()]
+        return [(name, array) for name, array in named if array is not None]
+
+    def _check_thresholds(self, total: int) -> None:
+        full: dict[str, NDArray[Any]] = {}
+        for layer, value in self.threshold.items():
+            if layer not in self.membrane:
+                raise ParameterError(
+                    "SampleTrace threshold: " + unknown("membrane layer", layer, self.membrane)
+                )
+            wanted = (total, self.membrane[layer].shape[1])
+            try:
+                full[layer] = np.broadcast_to(np.asarray(value, dtype=np.float64), wanted)
+            except ValueError as error:
+                raise ShapeError(
+                    f"SampleTrace expected the threshold of {layer!r} as a number, ({wanted[1]},) or "
+                    f"{wanted}, got shape {np.shape(value)}."
+                ) from error
+        object.__setattr__(self, "threshold", full)
+
+    @property
+    def correct(self) -> bool:
+        """Whether the prediction is the true class."""
+        return self.label == self.prediction
+
+    @property
+    def final_from(self) -> int | None:
+        """The step from which the predicted class has the strictly highest score until the end.
+
+        None when there are no scores, no valid steps, or the highest score at the last step is shared or not
+        the prediction's: then the scores shown do not explain the prediction, and nothing is claimed.
+        """
+        if self.scores is None or not self.lengths or self.prediction >= self.scores.shape[1]:
+            return None
+        scores = self.scores[: self.lengths]
+        own = scores[:, self.prediction]
+        others = np.delete(scores, self.prediction, axis=1)
+        leads = np.all(own[:, None] > others, axis=1)
+        if not leads[-1]:
+            return None
+        behind = np.flatnonzero(~leads)
+        return int(behind[-1]) + 1 if behind.size else 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReportData:
+    """Everything one report shows. Whatever is left out is explained in its place, never dropped.
+
+    Example:
+        >>> from spiketide.report import ReportData, Row
+        >>> data = ReportData(title="digits", summary=[Row("Seeds", 3)], confusion=[[9, 1], [0, 10]])
+        >>> data.class_names, data.accuracy
+        (('0', '1'), 0.95)
+
+    Shapes:
+        ``confusion`` ``(C, C)`` counts, row the true class, column the predicted one; ``firing[layer]`` one
+        rate per neuron, in spikes per step, any shape.
+
+    Args:
+        title: the heading.
+        recipe: name or full text of the recipe.
+        summary: the rows of the summary table.
+        curves: metric name -> (epoch, train, validation) for every epoch, either value may be None.
+        confusion: counts over the test set, or None.
+        class_names: C names; None numbers the classes.
+        samples: a few test samples (see ``choose_samples``).
+        firing: layer name -> firing rate of every neuron.
+        claim: what the paper says, None when the recipe claims nothing. Keys ``paper``, ``value``,
+            ``tolerance``, ``verdict`` (True, False, or text), and any further ones.
+        environment: how it was run. Expected: ``versions``, ``seed``, ``machine``, ``commit``, ``command``;
+            any further key is shown too, and a missing one is called not recorded.
+        diagnosis: what ``diagnose`` said, an empty list when it found nothing, None when it was not run.
+        best_epoch: the epoch whose weights were tested; None derives it from the validation curves.
+        missing: section -> why it is empty, for example ``{"curves": "stopped in the first epoch."}``.
+
+    Raises:
+        ShapeError: a confusion matrix that is not square or does not fit ``class_names``.
+        ParameterError: counts that are negative or not whole, a malformed curve, a class out of range, an
+            unknown section.
+    """
+
+    title: str
+    recipe: str = ""
+    summary: Sequence[Row] = ()
+    curves: Mapping[str, Sequence[Point]] = field(default_factory=dict)
+    confusion: NDArray[Any] | None = None
+    class_names: Sequence[str] | None = None
+    samples: Sequence[SampleTrace] = ()
+    firing: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    claim: Mapping[str, Any] | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    diagnosis: Sequence[str] | None = None
+    best_epoch: int | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "summary", tuple(Row(*row) for row in self.summary))
+        put(self, "curves", {str(k): _points(str(k), v) for k, v in self.curves.items()})
+        put(self, "samples", tuple(self.samples))
+        firing = {str(k): np.asarray(v, dtype=np.float64).reshape(-1) for k, v in self.firing.items()}
+        put(self, "firing", firing)
+        if self.confusion is not None:
+            put(self, "confusion", _counts(self.confusion))
+        put(self, "class_names", self._names())
+        for section in self.missing:
+            if section not in SECTIONS:
+                raise ParameterError("ReportData missing: " + unknown("section", section, SECTIONS))
+        self._check_samples()
+
+    def _names(self) -> tuple[str, ...]:
+        size = 0 if self.confusion is None else len(self.confusion)
+        if self.class_names is not None:
+            names = tuple(str(name) for name in self.class_names)
+            if self.confusion is not None and len(names) != size:
+                raise ShapeError(
+                    f"ReportData expected {size} class names for a confusion matrix {self.confusion.shape}, "
+                    f"got {len(names)}."
+                )
+            return names
+        for sample in self.samples:
+            size = max(size, sample.label + 1, sample.prediction + 1)
+            size = max(size, 0 if sample.scores is None else sample.scores.shape[1])
+        return tuple(str(index) for index in range(size))
+
+    def _check_samples(self) -> None:
+        names = self.class_names or ()
+        for position, sample in enumerate(self.samples):
+            for what, index in (("label", sample.label), ("prediction", sample.prediction)):
+                if not 0 <= index < len(names):
+                    raise ParameterError(
+                        f"ReportData expected the {what} of sample {position} within 0..{len(names) - 1}, "
+                        f"got {index}: classes are indices into class_names."
+                    )
+            if sample.scores is not None and sample.scores.shape[1] != len(names):
+                raise ShapeError(
+                    f"ReportData expected scores (T, {len(names)}) for sample {position}, one column per "
+                    f"class, got {sample.scores.shape}."
+                )
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of the confusion matrix on its diagonal, None without one or when it counts no sample."""
+        if self.confusion is None or not self.confusion.sum():
+            return None
+        return float(np.trace(self.confusion) / self.confusion.sum())
+
+
+def choose_samples(labels: ArrayLike, predictions: ArrayLike, count: int = 6, *, wrong: int = 2) -> list[int]:
+    """Indices of test samples worth showing: some right, each of another class, and some wrong.
+
+    The same input gives the same choice: the first right sample of each class in turn, then the first wrong
+    ones. When there are fewer wrong (or right) samples than asked for, the others fill their place.
+
+    Example:
+        >>> from spiketide.report import choose_samples
+        >>> choose_samples([0, 0, 1, 1, 2], [0, 0, 1, 2, 2], 3, wrong=1)
+        [0, 2, 3]
+
+    Shapes:
+        ``labels`` and ``predictions`` ``(B,)``; at most ``count`` indices into them, right ones first.
+
+    Raises:
+        ShapeError: labels and predictions of different shape.
+        ParameterError: a count below one or ``wrong`` outside ``0..count``.
+    """
+    truth, given = np.asarray(labels), np.asarray(predictions)
+    if truth.ndim != 1 or truth.shape != given.shape:
+        raise ShapeError(f"choose_samples expected two (B,) arrays, got {truth.shape} and {given.shape}.")
+    if count < 1 or not 0 <= wrong <= count:
+        raise ParameterError(
+            f"choose_samples expected count >= 1 and 0 <= wrong <= count, got {count} and {wrong}."
+        )
+    misses = np.flatnonzero(truth != given)
+    hits = np.flatnonzero(truth == given)
+    # The nth hit of every class before the (n+1)th of any: variety first, order of the test set second.
+    seen: dict[Any, int] = {}
+    turn = np.zeros(len(hits), dtype=np.int64)
+    for position, label in enumerate(truth[hits].tolist()):
+        turn[position] = seen.get(label, 0)
+        seen[label] = int(turn[position]) + 1
+    hits = hits[np.argsort(turn, kind="stable")]
+    bad = min(len(misses), max(wrong, count - len(hits)))
+    good = min(len(hits), count - bad)
+    return sorted(hits[:good].tolist()) + misses[:bad].tolist()
+
+
+def _steps_by_features(what: str, value: ArrayLike) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.ndim < 1 or array.dtype.kind not in "biuf":
+        raise ShapeError(
+            f"SampleTrace expected {what} as a numeric array (T, *N), got shape {array.shape} of "
+            f"{array.dtype}."
+        )
+    steps = array.shape[0]
+    return array.reshape(steps, int(np.prod(array.shape[1:], dtype=np.int64))).astype(np.float64)
+
+
+def _points(metric: str, points: Sequence[Point]) -> tuple[Point, ...]:
+    checked: list[Point] = []
+    for point in points:
+        if len(point) != 3:
+            raise ParameterError(
+                f"ReportData expected (epoch, train, validation) for the curve {metric!r}, got {point!r}."
+            )
+        epoch, train, validation = point
+        checked.append(
+            (
+                int(epoch),
+                None if train is None else float(train),
+                None if validation is None else float(validation),
+            )
+        )
+    return tuple(sorted(checked, key=lambda point: point[0]))
+
+
+def _counts(value: ArrayLike) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or not array.size:
+        raise ShapeError(f"ReportData expected a confusion matrix (C, C) of counts, got shape {array.shape}.")
+    whole = array.dtype.kind in "biuf" and bool(
+        np.all(np.isfinite(array) & (array == np.floor(array)) & (array >= 0))
+    )
+    if not whole:
+        raise ParameterError(
+            "ReportData expected a confusion matrix of whole counts >= 0: give counts, not shares; they are "
+            "normalised when drawn."
+        )
+    return array.astype(np.int64)

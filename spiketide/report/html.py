@@ -1,0 +1,466 @@
+"""Writes the report: one file, no scripts, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import RunError
+from . import plots
+from .data import ReportData, Row, SampleTrace
+from .plots import Picture, clean
+
+SIZE_LIMIT = 2_000_000
+"""Bytes a report may have; samples that do not fit are left out and counted."""
+
+RESERVE = 100_000
+"""Bytes kept free of samples, for what comes after them."""
+
+EXPECTED = ("seed", "machine", "versions", "commit", "command")
+"""What a report should know about its run; whatever is missing is said to be."""
+
+TITLES = {
+    "summary": "Summary",
+    "curves": "Learning curves",
+    "confusion": "Confusion matrix",
+    "samples": "Samples over time",
+    "firing": "Firing rates",
+    "diagnosis": "Diagnosis",
+    "environment": "How it was run",
+}
+
+ABSENT = {
+    "summary": "the run handed over no summary figures.",
+    "curves": "the run recorded no epoch.",
+    "confusion": "the run was not tested, or its task has no classes.",
+    "samples": "no test sample was traced.",
+    "firing": "no firing rates were recorded, or the network has no spiking layer.",
+    "diagnosis": "diagnose was not run on this model.",
+    "environment": "the run recorded nothing about itself.",
+}
+
+STYLE = """
+:root{color-scheme:light dark;--page:#fbfbfa;--pane:#f4f4f2;--ink:#1c2126;--soft:#565e67;--hair:#e3e3df;
+--strong:#b9bcbd;--first:#0068a8;--second:#b84e00;--other:#a0a5ab;--on:#ffffff}
+@media (prefers-color-scheme:dark){:root{--page:#131619;--pane:#1f2429;--ink:#e7e9eb;--soft:#a3abb3;
+--hair:#2c3238;--strong:#565e66;--first:#62b4ea;--second:#f29a4a;--other:#68717a;--on:#10151a}}
+*{box-sizing:border-box}
+html{-webkit-text-size-adjust:100%;text-size-adjust:100%}
+body{margin:0;background:var(--page);color:var(--ink);line-height:1.55;overflow-wrap:anywhere;
+font:1rem/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+main,header,footer{max-width:1180px;margin:0 auto;padding:0 16px}
+header{padding-top:48px}
+h1{font-size:clamp(1.6rem,4vw,2.3rem);line-height:1.2;
+letter-spacing:-.015em;margin:.1em 0 .3em;font-weight:650}
+h2{font-size:1.3rem;letter-spacing:-.01em;margin:0 0 10px;font-weight:620}
+h3{font-size:1rem;margin:0 0 12px;font-weight:600;display:flex;gap:10px;align-items:baseline;flex-wrap:wrap}
+p{margin:0 0 12px;max-width:68ch}
+.over{color:var(--soft);font-size:.85rem;letter-spacing:.04em;margin:0}
+.verdict{font-size:1.1rem;margin:0 0 6px;max-width:74ch}
+.claim{color:var(--soft)}
+.tag{font-size:.8rem;
+font-weight:600;border:1px solid currentColor;border-radius:99px;padding:1px 9px;white-space:nowrap}
+.yes{color:var(--first)}.no{color:var(--second)}
+nav{margin:20px 0 0;padding:12px 0;
+border-top:1px solid var(--hair);display:flex;flex-wrap:wrap;gap:4px 20px;font-size:.9rem}
+a{color:var(--first);text-underline-offset:3px;text-decoration-thickness:1px}
+a:focus-visible,.scroll:focus-visible,summary:focus-visible{outline:2px solid var(--first);outline-offset:2px}
+section{padding:36px 0 12px;border-top:1px solid var(--hair);margin-top:28px;scroll-margin-top:0}
+.lead{color:var(--soft);margin-bottom:22px;max-width:84ch}
+.absent{color:var(--soft);border-left:3px solid var(--strong);padding:2px 0 2px 12px}
+.grid{display:grid;gap:36px 32px;align-items:start;
+grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr))}
+.row{display:flex;flex-wrap:wrap;gap:32px;align-items:flex-start}
+figure{margin:0;min-width:0}
+figcaption{color:var(--soft);font-size:.86rem;line-height:1.5;margin-top:8px}
+svg{display:block;width:100%;height:auto;font-size:11px;overflow:visible}
+.grid svg{max-width:420px}
+.scroll{overflow-x:auto;max-width:100%}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{text-align:left;vertical-align:baseline;
+padding:9px 16px 9px 0;border-bottom:1px solid var(--hair);font-weight:400}
+td:last-child{padding-right:0}
+.figures{max-width:820px}
+.figures th{width:60%}
+.figures td{font-size:1.2rem;font-weight:620;text-align:right;white-space:nowrap}
+.figures td.none{font-weight:400;color:var(--soft);font-size:1rem}
+th small{display:block;color:var(--soft);font-size:.86rem;line-height:1.45}
+.errors{flex:0 1 230px}
+.errors th,.errors td{padding:5px 12px 5px 0;font-size:.9rem}.errors th{color:var(--soft)}
+.errors th:last-child,.errors td:last-child{text-align:right;padding-right:0}
+caption{text-align:left;font-weight:600;font-size:.86rem;padding-bottom:4px}
+.facts{max-width:820px}
+.facts th{color:var(--soft);width:8.5em}
+.facts td{min-width:0}
+code,pre{font:.88em/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
+pre{margin:0;padding:12px 14px;background:var(--pane);
+border-radius:6px;overflow-x:auto;white-space:pre;overflow-wrap:normal}
+ul{margin:0;padding-left:1.2em;max-width:74ch}li{margin:0 0 6px}
+footer{color:var(--soft);font-size:.86rem;padding-top:28px;padding-bottom:48px}
+text{fill:var(--soft)}
+text.title{fill:var(--ink);font-size:12px;font-weight:600}text.ink,text.key,text.cell{fill:var(--ink)}
+text.cell{font-size:10px}text.on{fill:var(--on)}text.note{fill:var(--ink)}
+path,circle{fill:none;stroke-linejoin:round;stroke-linecap:round}
+path.grid{stroke:var(--hair);stroke-width:1}path.base{stroke:var(--strong);stroke-width:1}
+path.first,path.second{stroke-width:2}path.first{stroke:var(--first)}path.second{stroke:var(--second)}
+path.dash{stroke-dasharray:5 4}path.thin{stroke-width:1.3}path.thick{stroke-width:8;stroke-linecap:butt}
+path.other{stroke:var(--other);stroke-width:1}circle.other{fill:var(--other)}
+path.limit{stroke:var(--second);stroke-width:1;stroke-dasharray:4 3}circle.limit{fill:var(--second)}
+path.mark{stroke:var(--ink);stroke-width:1;stroke-dasharray:2 3}
+path.spike{stroke:var(--ink);stroke-width:1.4;stroke-linecap:butt}
+path.marks{stroke:var(--ink);stroke-linecap:butt}
+circle.first{fill:var(--first)}circle.second{fill:var(--second)}
+.area.first{fill:var(--first);stroke:none}.area.second{fill:var(--second);stroke:none}
+.area.ink-line{fill:var(--ink);stroke:none}
+rect.pane,rect.track{fill:var(--pane)}rect.frame{fill:none;stroke:var(--hair)}
+image.crisp{image-rendering:pixelated}
+@media (max-width:600px){header{padding-top:28px}section{padding-top:28px;margin-top:20px}
+.figures th{width:auto}th,td{padding-right:10px}
+.facts tr,.facts th,.facts td{display:block;width:auto}.facts th{border:0;padding-bottom:0}
+.facts td{padding-top:2px}}
+@media print{nav{display:none}section{break-inside:auto}figure{break-inside:avoid}}
+"""
+
+
+def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
+    """Write the report of a run as one HTML file, all at once or not at all.
+
+    The text is written beside ``path`` and moved over it when complete, so that a full disk, a kill or an
+    error in the middle leaves an older report as it was. The same data give the same bytes.
+
+    Example:
+        >>> import tempfile
+        >>> from spiketide.report import ReportData, write_report
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_report(ReportData(title="digits"), f"{folder}/report.html").name
+        'report.html'
+
+    Args:
+        data: what to show.
+        path: the file; its folder is made when missing.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        RunError: the file cannot be written there.
+    """
+    target = Path(path)
+    content = render_report(data).encode("utf-8")
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(f"{target} is a folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(part, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RunError(
+            f"expected to write the report to {target}, got: {error}. Nothing there was changed; free space, "
+            "choose another path, or make the folder writable."
+        ) from error
+    return target
+
+
+def render_report(data: ReportData) -> str:
+    """The report as text: what ``write_report`` writes."""
+    parts = {
+        "summary": _summary(data),
+        "curves": _curves(data),
+        "confusion": _confusion(data),
+        "firing": _firing(data),
+        "diagnosis": _diagnosis(data),
+        "environment": _environment(data),
+    }
+    used = sum(len(part.encode("utf-8")) for part in parts.values())
+    parts["samples"] = _samples(data, SIZE_LIMIT - RESERVE - used)
+    sections = "".join(
+        f'<section id="{key}" aria-labelledby="h-{key}"><h2 id="h-{key}">{title}</h2>{parts[key]}</section>\n'
+        for key, title in TITLES.items()
+    )
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title in TITLES.items())
+    # The policy makes "nothing is fetched" a property the browser enforces, not a promise.
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
+        '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
+        f"<title>{clean(data.title)} – run report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f'<header>{_heading(data)}<nav aria-label="Sections">{links}</nav></header>\n<main>\n'
+        f"{sections}</main>\n"
+        "<footer>Written by spiketide. One file, nothing is loaded from elsewhere.</footer>\n"
+        "</body>\n</html>\n"
+    )
+
+
+# ── parts ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _heading(data: ReportData) -> str:
+    name = data.recipe if data.recipe and "\n" not in data.recipe else ""
+    over = "Report of a run" + (f" of <code>{clean(name)}</code>" if name else "")
+    return f'<p class="over">{over}</p><h1>{clean(data.title)}</h1>{_verdict(data)}'
+
+
+def _verdict(data: ReportData) -> str:
+    if data.accuracy is None or data.confusion is None:
+        result = "No test result: " + clean(data.missing.get("confusion", ABSENT["confusion"]))
+    else:
+        total, right = int(data.confusion.sum()), int(np.trace(data.confusion))
+        share = plots.number(data.accuracy, percent=True)
+        result = f"<strong>{share}</strong> of the test samples are right ({right:,} of {total:,})."
+    lines = f'<p class="verdict">{result}</p>'
+    if data.claim is None:
+        return f'{lines}<p class="claim">No claim to compare with: the recipe names none.</p>'
+    claim = dict(data.claim)
+    verdict = claim.pop("verdict", None)
+    paper = claim.pop("paper", None) or "an unnamed paper"
+    value, tolerance = claim.pop("value", None), claim.pop("tolerance", None)
+    told = f"Claim: {_value(value) if value is not None else 'no value given'}"
+    told += f" ± {_value(tolerance)}" if tolerance is not None else ", no tolerance given"
+    told += f", {clean(paper)}."
+    told += "".join(
+        f" {clean(str(key).replace('_', ' ').capitalize())}: {_value(extra)}." for key, extra in claim.items()
+    )
+    if isinstance(verdict, bool | np.bool_):
+        verdict = "reproduced" if verdict else "not reproduced"
+    if verdict is None:
+        tag = '<span class="tag">no verdict</span>'
+    else:
+        # Colour and sign only for the two words that are certain; any other verdict speaks for itself.
+        css, sign = {"reproduced": ("yes", "✓ "), "not reproduced": ("no", "✗ ")}.get(
+            str(verdict), ("plain", "")
+        )
+        tag = f'<span class="tag {css}">{sign}{clean(verdict)}</span>'
+    return f'{lines}<p class="claim">{tag} {told}</p>'
+
+
+def _summary(data: ReportData) -> str:
+    if not data.summary:
+        return _absent(data, "summary")
+    rows = "".join(_row(row) for row in data.summary)
+    return f'<div class="figures"><table><tbody>{rows}</tbody></table></div>'
+
+
+def _row(row: Row) -> str:
+    note = f"<small>{clean(row.note)}</small>" if row.note else ""
+    cell = "<td>" + _value(row.value) if row.value is not None else '<td class="none">not measured'
+    return f'<tr><th scope="row">{clean(row.label)}{note}</th>{cell}</td></tr>'
+
+
+def _curves(data: ReportData) -> str:
+    curves = {name: points for name, points in data.curves.items() if points}
+    if not curves:
+        return _absent(data, "curves")
+    best, why = _best_epoch(data)
+    figures = [plots.learning_curve(name, points, best) for name, points in curves.items()]
+    empty = [clean(name) for name in data.curves if name not in curves]
+    lead = f"No epoch recorded for: {', '.join(empty)}. " if empty else ""
+    if best is not None:
+        lead += f"Marked: epoch {best}, {why}."
+    else:
+        lead += (
+            "No best epoch is marked: none was given, and there is no validation accuracy or loss to tell it."
+        )
+    return _lead(lead) + _grid(figures)
+
+
+def _best_epoch(data: ReportData) -> tuple[int | None, str]:
+    """The given epoch, else that of highest validation accuracy, else of lowest validation loss, and why."""
+    if data.best_epoch is not None:
+        return data.best_epoch, "whose weights were tested"
+    for word, sign, why in (
+        ("acc", -1, "the first of highest validation accuracy"),
+        ("loss", 1, "the first of lowest validation loss"),
+    ):
+        for name, points in data.curves.items():
+            found = [
+                (sign * p[2], p[0])
+                for p in points
+                if word in name.lower() and p[2] is not None and np.isfinite(p[2])
+            ]
+            if found:
+                return min(found)[1], why
+    return None, ""
+
+
+def _confusion(data: ReportData) -> str:
+    if data.confusion is None:
+        return _absent(data, "confusion")
+    names = data.class_names or ()
+    matrix = plots.confusion_matrix(data.confusion, names)
+    bars = plots.class_accuracy(data.confusion, names)
+    # Scroll boxes take the keyboard focus, or their far side could be reached by pointer only.
+    box = (
+        f'<div class="scroll" role="region" aria-label="Confusion matrix" tabindex="0">'
+        f'<div style="min-width:{matrix.width}px">{matrix.svg}</div></div>'
+        if matrix.width > plots.WIDTH
+        else matrix.svg
+    )
+    wide = max(matrix.width, 440)
+    left = f'<figure style="flex:1 1 {matrix.width}px;max-width:{wide}px">{box}{_caption(matrix)}</figure>'
+    right = f'<figure style="flex:1 1 340px;max-width:400px">{bars.svg}{_caption(bars)}</figure>'
+    return f'<div class="row">{left}{right}{_confused(data)}</div>'
+
+
+def _confused(data: ReportData) -> str:
+    """The most frequent errors, by name: what a reader looks for in the matrix."""
+    names = data.class_names or ()
+    found = plots.confusions(data.confusion) if data.confusion is not None else []
+    if not found:
+        return ""
+    rows = "".join(
+        f"<tr><td>{clean(names[true])}</td><td>{clean(names[given])}</td><td>{count:,}</td></tr>"
+        for true, given, count in found
+    )
+    heads = "".join(f'<th scope="col">{word}</th>' for word in ("true", "predicted", "times"))
+    table = f"<caption>Most frequent errors</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="errors"><table>{table}</table></div>'
+
+
+def _samples(data: ReportData, room: int) -> str:
+    if not data.samples:
+        return _absent(data, "samples")
+    names = data.class_names or ()
+    # When not all fit, a wrong one is kept: it is the one a reader learns from.
+    order = sorted(range(len(data.samples)), key=lambda place: data.samples[place].correct)[:1]
+    order += [place for place in range(len(data.samples)) if place not in order]
+    cards: dict[int, str] = {}
+    for place in order:
+        card = _sample(data.samples[place], place, names)
+        room -= len(card.encode("utf-8"))
+        if room < 0:
+            break
+        cards[place] = card
+    shown = [data.samples[place] for place in cards]
+    lead = (
+        "Test samples step by step, on one time axis: the input and the spikes of the hidden layers (a mark "
+        "per spike, neuron 0 at the bottom), the membrane potential of a few neurons (a lane each, on one "
+        "scale, their spikes as ticks above), and the score of every class (blue the true one, orange a wrong "
+        "prediction, grey the others). The dotted line marks the step from which the predicted class leads "
+        "until the end. "
+    )
+    if len(cards) < len(data.samples):
+        left = len(data.samples) - len(cards)
+        lead += f"{left} of {len(data.samples)} samples were left out to keep this file small. "
+    if shown and all(sample.correct for sample in shown):
+        errors = None if data.confusion is None else int(data.confusion.sum() - np.trace(data.confusion))
+        if errors is None:
+            lead += "All samples shown are right."
+        elif errors:
+            lead += f"All samples shown are right; none of the {errors:,} wrong ones of the test set is here."
+        else:
+            lead += "All are right, because no test sample was wrong."
+    return _lead(lead) + f'<div class="grid">{"".join(cards[place] for place in sorted(cards))}</div>'
+
+
+def _sample(sample: SampleTrace, place: int, names: Sequence[str]) -> str:
+    tag = '<span class="tag yes">✓ right</span>' if sample.correct else '<span class="tag no">✗ wrong</span>'
+    head = f"Sample {place + 1}: {clean(names[sample.label])}"
+    if not sample.correct:
+        head += f", taken for {clean(names[sample.prediction])}"
+    picture = plots.sample_trace(sample, names, f"s{place}")
+    why = "the sample has no valid step" if sample.arrays() and not sample.lengths else "nothing was recorded"
+    figure = _figure(picture) if picture else f'<p class="absent">Not shown: {why}.</p>'
+    return f'<article aria-label="Sample {place + 1}"><h3>{head} {tag}</h3>{figure}</article>'
+
+
+def _firing(data: ReportData) -> str:
+    layers = {name: rates for name, rates in data.firing.items() if rates.size}
+    if not layers:
+        return _absent(data, "firing")
+    limit = 24
+    empty = [clean(name) for name in data.firing if name not in layers]
+    lead = "How often each neuron fires over the test samples: one bar per range of rates. "
+    lead += f"Without a neuron: {', '.join(empty)}. " if empty else ""
+    if len(layers) > limit:
+        lead += f"The first {limit} of {len(layers)} layers are shown. "
+    return _lead(lead) + _grid([plots.firing_histogram(n, r) for n, r in list(layers.items())[:limit]])
+
+
+def _diagnosis(data: ReportData) -> str:
+    if data.diagnosis is None:
+        return _absent(data, "diagnosis")
+    if not data.diagnosis:
+        return "<p>diagnose found nothing wrong.</p>"
+    return "<ul>" + "".join(f"<li>{clean(line)}</li>" for line in data.diagnosis) + "</ul>"
+
+
+def _environment(data: ReportData) -> str:
+    lead = "" if data.environment else _absent(data, "environment")
+    facts: list[tuple[str, str]] = [("recipe", _block(data.recipe) if data.recipe else "not recorded")]
+    for key in EXPECTED:
+        value = data.environment.get(key)
+        facts.append(
+            (
+                key,
+                "not recorded"
+                if value is None or value == ""
+                else _block(value)
+                if key == "command"
+                else _value(value),
+            )
+        )
+    facts += [(str(key), _value(value)) for key, value in data.environment.items() if key not in EXPECTED]
+    rows = "".join(
+        f'<tr><th scope="row">{clean(key.replace("_", " ").capitalize())}</th><td>{value}</td></tr>'
+        for key, value in facts
+    )
+    return f'{lead}<div class="facts"><table><tbody>{rows}</tbody></table></div>'
+
+
+# ── pieces ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _absent(data: ReportData, section: str) -> str:
+    why = data.missing.get(section, ABSENT[section])
+    return f'<p class="absent">Not shown: {clean(why)}</p>'
+
+
+def _lead(text: str) -> str:
+    return f'<p class="lead">{text.strip()}</p>' if text.strip() else ""
+
+
+def _caption(picture: Picture) -> str:
+    return f"<figcaption>{clean(picture.caption)}</figcaption>"
+
+
+def _figure(picture: Picture) -> str:
+    return f"<figure>{picture.svg}{_caption(picture)}</figure>"
+
+
+def _grid(pictures: Iterable[Picture]) -> str:
+    return f'<div class="grid">{"".join(_figure(picture) for picture in pictures)}</div>'
+
+
+def _block(value: Any) -> str:
+    text = str(value) if not isinstance(value, list | tuple) else " ".join(map(str, value))
+    return f'<pre tabindex="0"><code>{clean(text)}</code></pre>'
+
+
+def _value(value: Any) -> str:
+    """A value of a table cell as safe text: mappings and lists in one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{clean(key)}\u00a0{_value(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(inner) for inner in value)
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return clean(f"{int(value):,}")
+    if isinstance(value, float | np.floating):
+        return clean(f"{float(value):.4g}")
+    return clean("none" if value is None else value)

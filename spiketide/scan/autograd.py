@@ -1,0 +1,710 @@
+"""Scans as torch operators: engine choice, autograd, fake kernels for ``torch.compile``, checkpointing, lengths.
+
+What the backward keeps, per neuron and step (float32): the nodes of the saved set, 4 bytes each: LIF 4 (its membrane before the
+reset), ALIF 8, and the input by reference when a coefficient's gradient reads it. :func:`saved_bytes` tells it for any dynamics.
+With ``checkpoint=K`` only the state at every K-th step and the input are kept and the forward of a chunk is run again in the
+backward; gradients are the same to the bit, because a chunk goes on from the running sums of the one after it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import EngineError, ParameterError, ShapeError, unknown
+from ..layer import check_lengths
+from ..surrogate import Surrogate
+from . import reference
+from .dynamics import Dynamics, entry, program, register
+
+ENGINES = ("reference", "cpu", "gpu")
+
+
+# -- operators -------------------------------------------------------------------------------------------------------
+
+
+def _module(engine: str) -> Any:
+    if engine == "cpu":
+        from . import cpu
+
+        return cpu
+    from . import gpu
+
+    return gpu
+
+
+def _plan(key: str, needs: Sequence[bool]) -> Any:
+    return _plan_cached(key, tuple(needs))
+
+
+@functools.cache
+def _plan_cached(key: str, needs: tuple[bool, ...]) -> Any:
+    return program(key).plan(needs[0], needs[1:])
+
+
+@torch.compiler.assume_constant_result
+def _keeps_input(key: str, needs: tuple[bool, ...]) -> bool:
+    """Whether the backward reads the scan's input; a constant for the compiler, which need not trace the planning."""
+    return program(key).x in _plan_cached(key, needs).saved
+
+
+def _writes(key: str, needs: Sequence[bool]) -> int:
+    if not needs:
+        return 0
+    p = program(key)
+    return sum(1 for i in _plan(key, needs).saved if i != p.x)
+
+
+def _chunks(steps: int, size: int) -> list[tuple[int, int]]:
+    return [(t, min(steps, t + size)) for t in range(0, steps, size)] or [(0, 0)]
+
+
+def _shift(lengths: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return None if lengths is None else (lengths - start).clamp(0, stop - start)
+
+
+@torch.library.custom_op("spiketide::scan", mutates_args=())
+def _scan_op(
+    key: str,
+    engine: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    coefs: Sequence[Tensor],
+    lengths: Tensor | None,
+    needs: Sequence[bool],
+    checkpoint: int,
+) -> list[Tensor]:
+    # returns [outputs, *final state, *saved]; needs = (input, *coefs), empty: nothing is saved
+    run = _module(engine)
+    if not needs:
+        y, final, _ = run.forward(key, x, state, coefs, lengths, None)
+        return [y, *final]
+    if not checkpoint:
+        y, final, stores = run.forward(key, x, state, coefs, lengths, (needs[0], tuple(needs[1:])))
+        return [y, *final, *stores]
+    outputs, borders, now = [], [], [s.clone() for s in state]
+    for start, stop in _chunks(x.shape[0], checkpoint):
+        borders.append(now)
+        y, now, _ = run.forward(key, x[start:stop], now, coefs, _shift(lengths, start, stop), None)
+        outputs.append(y)
+    return [torch.cat(outputs), *now, *(torch.stack(border) for border in zip(*borders, strict=True))]
+
+
+@_scan_op.register_fake
+def _scan_fake(
+    key: str,
+    engine: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    coefs: Sequence[Tensor],
+    lengths: Tensor | None,
+    needs: Sequence[bool],
+    checkpoint: int,
+) -> list[Tensor]:
+    y = x.new_empty(x.shape)
+    final = [s.new_empty(s.shape) for s in state]
+    if needs and checkpoint:
+        count = max(1, -(-x.shape[0] // checkpoint))
+        return [y, *final, *(s.new_empty((count, *s.shape)) for s in state)]
+    return [y, *final, *(x.new_empty(x.shape) for _ in range(_writes(key, needs)))]
+
+
+@torch.library.custom_op("spiketide::scan_backward", mutates_args=())
+def _scan_backward_op(
+    key: str,
+    engine: str,
+    gy: Tensor,
+    gfinal: Sequence[Tensor],
+    x: Tensor | None,
+    state: Sequence[Tensor],
+    coefs: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    lengths: Tensor | None,
+    needs: Sequence[bool],
+    checkpoint: int,
+) -> list[Tensor]:
+    # returns [gradient of x (empty if not wanted), *of the state, *of every coefficient (empty if not wanted)]
+    run = _module(engine)
+    split = (needs[0], tuple(needs[1:]))
+    if not checkpoint:
+        gx, gstate, sums = run.backward(key, gy, gfinal, x, state, coefs, saved, lengths, split)
+    else:
+        if x is None:
+            raise EngineError("a checkpointed scan lost its input.")
+        gx = torch.empty_like(gy) if needs[0] else None
+        gstate, sums = list(gfinal), None
+        for c, (start, stop) in reversed(list(enumerate(_chunks(gy.shape[0], checkpoint)))):
+            begin, part = [border[c] for border in saved], _shift(lengths, start, stop)
+            _, _, stores = run.forward(key, x[start:stop], begin, coefs, part, split)
+            gpart, gstate, sums = run.backward(
+                key, gy[start:stop], gstate, x[start:stop], begin, coefs, stores, part, split, sums
+            )
+            if gx is not None:
+                gx[start:stop] = gpart
+    return [gx if gx is not None else gy.new_empty(0), *gstate, *_reduce(key, needs, coefs, sums or [], gy)]
+
+
+@_scan_backward_op.register_fake
+def _scan_backward_fake(
+    key: str,
+    engine: str,
+    gy: Tensor,
+    gfinal: Sequence[Tensor],
+    x: Tensor | None,
+    state: Sequence[Tensor],
+    coefs: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    lengths: Tensor | None,
+    needs: Sequence[bool],
+    checkpoint: int,
+) -> list[Tensor]:
+    gx = gy.new_empty(gy.shape) if needs[0] else gy.new_empty(0)
+    gcoefs = [c.new_empty(c.shape if n else 0) for c, n in zip(coefs, needs[1:], strict=True)]
+    return [gx, *(s.new_empty(s.shape) for s in state), *gcoefs]
+
+
+def _reduce(
+    key: str, needs: Sequence[bool], coefs: Sequence[Tensor], sums: Sequence[Tensor], like: Tensor
+) -> list[Tensor]:
+    """Gradients per neuron and sample, summed to each coefficient's own shape."""
+    grads, left = [], iter(sums)
+    for coef, need, node in zip(coefs, needs[1:], program(key).grad_coefs, strict=True):
+        if not need:
+            grads.append(like.new_empty(0))
+        elif node is None:
+            grads.append(torch.zeros_like(coef))
+        else:
+            grads.append(next(left).sum(0).sum_to_size(coef.shape).clone())
+    return grads
+
+
+class _Scan(torch.autograd.Function):
+    """The fused scan with its fused backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        key: str,
+        engine: str,
+        lengths: Tensor | None,
+        checkpoint: int,
+        needs: tuple[bool, ...],
+        n_state: int,
+        x: Tensor,
+        *rest: Tensor,
+    ) -> tuple[Tensor, ...]:
+        state, coefs = rest[:n_state], rest[n_state:]
+        out = torch.ops.spiketide.scan(key, engine, x, state, coefs, lengths, needs, checkpoint)
+        keep_x = bool(checkpoint) or _keeps_input(key, needs)
+        ctx.how = (key, engine, checkpoint, needs, n_state, keep_x, lengths is not None)
+        extra = ([x] if keep_x else []) + ([lengths] if lengths is not None else [])
+        ctx.save_for_backward(*state, *coefs, *extra, *out[1 + n_state :])
+        return tuple(out[: 1 + n_state])
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor, *gfinal: Tensor) -> Any:  # type: ignore[override]
+        key, engine, checkpoint, needs, n_state, keep_x, has_lengths = ctx.how
+        saved = list(ctx.saved_tensors)
+        state, saved = saved[:n_state], saved[n_state:]
+        coefs, saved = saved[: len(needs) - 1], saved[len(needs) - 1 :]
+        x = saved.pop(0) if keep_x else None
+        lengths = saved.pop(0) if has_lengths else None
+        out = torch.ops.spiketide.scan_backward(
+            key, engine, gy, gfinal, x, state, coefs, saved, lengths, needs, checkpoint
+        )
+        gcoefs = [g if need else None for g, need in zip(out[1 + n_state :], needs[1:], strict=True)]
+        return (None,) * 6 + (out[0] if needs[0] else None, *out[1 : 1 + n_state], *gcoefs)
+
+
+@torch.library.custom_op("spiketide::recurrent_scan", mutates_args=())
+def _recurrent_op(
+    key: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    previous: Tensor,
+    coefs: Sequence[Tensor],
+    weight: Tensor,
+    lengths: Tensor | None,
+    needs: Sequence[bool],
+    save: bool,
+    checkpoint: int,
+) -> list[Tensor]:
+    # returns [outputs, *final state, last outputs, *saved]; needs = (*coefs)
+    from . import recurrent
+
+    if not save or not checkpoint:
+        y, final, last, stores = recurrent.forward(
+            key, x, state, previous, coefs, weight, lengths, tuple(needs) if save else None
+        )
+        return [y, *final, last, *stores]
+    outputs, borders, now, last = [], [], [s.clone() for s in state], previous.clone()
+    for start, stop in _chunks(x.shape[0], checkpoint):
+        borders.append([*now, last])
+        y, now, last, _ = recurrent.forward(
+            key, x[start:stop], now, last, coefs, weight, _shift(lengths, start, stop), None
+        )
+        outputs.append(y)
+    return [torch.cat(outputs), *now, last, *(torch.stack(border) for border in zip(*borders, strict=True))]
+
+
+@_recurrent_op.register_fake
+def _recurrent_fake(
+    key: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    previous: Tensor,
+    coefs: Sequence[Tensor],
+    weight: Tensor,
+    lengths: Tensor | None,
+    needs: Sequence[bool],
+    save: bool,
+    checkpoint: int,
+) -> list[Tensor]:
+    first = [x.new_empty(x.shape), *(s.new_empty(s.shape) for s in state), previous.new_empty(previous.shape)]
+    if not save:
+        return first
+    if checkpoint:
+        count = max(1, -(-x.shape[0] // checkpoint))
+        return [*first, *(s.new_empty((count, *s.shape)) for s in (*state, previous))]
+    return [*first, *(x.new_empty(x.shape) for _ in _plan(key, (True, *needs)).saved)]
+
+
+@torch.library.custom_op("spiketide::recurrent_scan_backward", mutates_args=())
+def _recurrent_backward_op(
+    key: str,
+    gy: Tensor,
+    gfinal: Sequence[Tensor],
+    glast: Tensor,
+    x: Tensor | None,
+    y: Tensor,
+    state: Sequence[Tensor],
+    previous: Tensor,
+    coefs: Sequence[Tensor],
+    weight: Tensor,
+    saved: Sequence[Tensor],
+    lengths: Tensor | None,
+    needs: Sequence[bool],
+    need_weight: bool,
+    checkpoint: int,
+) -> list[Tensor]:
+    # returns [gradient of x, *of the state, of the previous outputs, of the weight (empty if not wanted), *of the coefs]
+    from . import recurrent
+
+    want = tuple(needs)
+    if not checkpoint:
+        gx, gstate, gfirst, sums = recurrent.backward(
+            key, gy, gfinal, glast, state, coefs, weight, saved, lengths, want
+        )
+    else:
+        if x is None:
+            raise EngineError("a checkpointed recurrent scan lost its input.")
+        gx, gstate, gfirst, running = torch.empty_like(gy), list(gfinal), glast, None
+        for c, (start, stop) in reversed(list(enumerate(_chunks(gy.shape[0], checkpoint)))):
+            begin, part = [border[c] for border in saved], _shift(lengths, start, stop)
+            _, _, _, stores = recurrent.forward(
+                key, x[start:stop], begin[:-1], begin[-1], coefs, weight, part, want
+            )
+            gx[start:stop], gstate, gfirst, running = recurrent.backward(
+                key, gy[start:stop], gstate, gfirst, begin[:-1], coefs, weight, stores, part, want, running
+            )
+        sums = running or []
+    gweight = gy.new_empty(0)
+    if need_weight:
+        n = weight.shape[0]
+        # past a sample's end gx is zero, so the outputs there do not matter
+        gweight = gx[1:].reshape(-1, n).t() @ y[:-1].reshape(-1, n)
+        if gx.shape[0]:
+            gweight += gx[0].t() @ previous
+    return [gx, *gstate, gfirst, gweight, *_reduce(key, (True, *needs), coefs, sums, gy)]
+
+
+@_recurrent_backward_op.register_fake
+def _recurrent_backward_fake(
+    key: str,
+    gy: Tensor,
+    gfinal: Sequence[Tensor],
+    glast: Tensor,
+    x: Tensor | None,
+    y: Tensor,
+    state: Sequence[Tensor],
+    previous: Tensor,
+    coefs: Sequence[Tensor],
+    weight: Tensor,
+    saved: Sequence[Tensor],
+    lengths: Tensor | None,
+    needs: Sequence[bool],
+    need_weight: bool,
+    checkpoint: int,
+) -> list[Tensor]:
+    gcoefs = [c.new_empty(c.shape if n else 0) for c, n in zip(coefs, needs, strict=True)]
+    gstate = [s.new_empty(s.shape) for s in (*state, previous)]
+    return [gy.new_empty(gy.shape), *gstate, weight.new_empty(weight.shape if need_weight else 0), *gcoefs]
+
+
+class _RecurrentScan(torch.autograd.Function):
+    """The fused recurrent scan with its fused backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        key: str,
+        lengths: Tensor | None,
+        checkpoint: int,
+        needs: tuple[bool, ...],
+        need_weight: bool,
+        n_state: int,
+        x: Tensor,
+        previous: Tensor,
+        weight: Tensor,
+        *rest: Tensor,
+    ) -> tuple[Tensor, ...]:
+        state, coefs = rest[:n_state], rest[n_state:]
+        out = torch.ops.spiketide.recurrent_scan(
+            key, x, state, previous, coefs, weight, lengths, needs, True, checkpoint
+        )
+        ctx.how = (key, checkpoint, needs, need_weight, n_state, lengths is not None)
+        extra = ([x] if checkpoint else []) + ([lengths] if lengths is not None else [])
+        ctx.save_for_backward(*state, *coefs, out[0], previous, weight, *extra, *out[2 + n_state :])
+        return tuple(out[: 2 + n_state])
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor, *gfinal: Tensor) -> Any:  # type: ignore[override]
+        key, checkpoint, needs, need_weight, n_state, has_lengths = ctx.how
+        saved = list(ctx.saved_tensors)
+        state, saved = saved[:n_state], saved[n_state:]
+        coefs, saved = saved[: len(needs)], saved[len(needs) :]
+        y, previous, weight, *saved = saved
+        x = saved.pop(0) if checkpoint else None
+        lengths = saved.pop(0) if has_lengths else None
+        out = torch.ops.spiketide.recurrent_scan_backward(
+            key, gy, gfinal[:-1], gfinal[-1], x, y, state, previous, coefs, weight, saved, lengths, needs, need_weight, checkpoint
+        )
+        gx, gstate, gfirst, gweight = out[0], out[1 : 1 + n_state], out[1 + n_state], out[2 + n_state]
+        gcoefs = [g if need else None for g, need in zip(out[3 + n_state :], needs, strict=True)]
+        return (None,) * 6 + (gx, gfirst, gweight if need_weight else None, *gstate, *gcoefs)
+
+
+# -- the public functions ------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _available(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+@functools.cache
+def _warn_untraceable(key: str) -> None:
+    warnings.warn(
+        f"this neuron runs on the reference engine, a slow loop: {entry(key).why}", UserWarning, stacklevel=4
+    )
+
+
+def choose_engine(key: str, device: torch.device, engine: str | None) -> str:
+    """The engine that will run, or an error that says why the wanted one cannot.
+
+    ``None`` takes the fused engine of the tensor's device, and the reference loop (with a warning) for a step that cannot
+    be traced.
+    """
+    if engine is None:
+        if entry(key).program is None:
+            _warn_untraceable(key)
+            return "reference"
+        if device.type == "cpu":
+            return "cpu"
+        return "gpu" if device.type == "cuda" and _available("triton") else "reference"
+    if engine not in ENGINES:
+        raise EngineError(unknown("engine", engine, ENGINES))
+    if engine != "reference":
+        program(key)
+    if engine == "cpu" and device.type != "cpu":
+        raise EngineError(f"engine='cpu' needs CPU tensors, got {device}: use engine=None or 'gpu'.")
+    if engine == "gpu" and not _available("triton"):
+        raise EngineError("engine='gpu' needs Triton, which is not installed: pip install spiketide[gpu].")
+    return engine
+
+
+def _prepare(
+    dynamics: Dynamics, x: Tensor, state: Sequence[Tensor] | None, coefs: Sequence[Any], lengths: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ShapeError(f"scan expected a floating tensor (T, B, *N), got {getattr(x, 'dtype', type(x).__name__)}.")
+    if x.dim() < 2:
+        raise ShapeError(f"scan expected (T, B, *N), got {tuple(x.shape)} with {x.dim()} axes.")
+    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    shape = x.shape[1:]
+    if state is None:
+        state = tuple(x.new_zeros(shape, dtype=dtype) for _ in dynamics.state)
+    if len(state) != len(dynamics.state):
+        raise ShapeError(
+            f"scan expected {len(dynamics.state)} state tensors {dynamics.state}, got {len(state)}."
+        )
+    for name, s in zip(dynamics.state, state, strict=True):
+        if s.shape != shape:
+            raise ShapeError(
+                f"scan expected state {name} of shape {tuple(shape)}, got {tuple(s.shape)}: a state belongs to one batch size."
+            )
+    if len(coefs) != len(dynamics.coefs):
+        raise ShapeError(f"scan expected {len(dynamics.coefs)} coefs {dynamics.coefs}, got {len(coefs)}.")
+    made = []
+    for name, c in zip(dynamics.coefs, coefs, strict=True):
+        tensor = c if isinstance(c, Tensor) else torch.tensor(float(c), device=x.device)
+        try:
+            fits = torch.broadcast_shapes(tensor.shape, shape[1:]) == shape[1:]
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ShapeError(
+                f"scan expected coef {name} to be a scalar or broadcastable to {tuple(shape[1:])}, got {tuple(tensor.shape)}."
+            )
+        made.append(tensor.to(device=x.device, dtype=dtype))
+    if lengths is not None:
+        check_lengths("scan", x, lengths)
+        lengths = lengths.to(x.device)
+    return x.to(dtype), tuple(s.to(dtype) for s in state), tuple(made), lengths
+
+
+def scan(
+    dynamics: Dynamics,
+    x: Tensor,
+    state: Sequence[Tensor] | None,
+    coefs: Sequence[Any],
+    surrogate: Surrogate,
+    *,
+    engine: str | None = None,
+    lengths: Tensor | None = None,
+    checkpoint: int | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run a neuron's step through time: ``s[t], state = step(x[t], *state, *coefs)``.
+
+    Example:
+        >>> import torch
+        >>> from spiketide import spike
+        >>> from spiketide.scan import Dynamics, scan
+        >>> from spiketide.surrogate import FastSigmoid
+        >>> def step(x, v, decay, threshold):
+        ...     v = decay * v + x
+        ...     s = spike(v - threshold)
+        ...     return s, v - threshold * s
+        >>> dynamics = Dynamics(("v",), ("decay", "threshold"), step)
+        >>> y, (v,) = scan(dynamics, torch.full((4, 1, 1), 0.6), None, (1.0, 1.0), FastSigmoid(10.0))
+        >>> y.flatten().tolist()
+        [0.0, 1.0, 0.0, 1.0]
+
+    Shapes:
+        ``x (T, B, *N)``; each state ``(B, *N)`` or ``state=None`` for zeros; each coefficient a number, a scalar tensor or
+        broadcastable to ``*N``; ``lengths (B,)`` integers; outputs ``(T, B, *N)`` and the final state.
+
+    Args:
+        dynamics: the neuron.
+        x: its input current.
+        state: where to begin.
+        coefs: per-step numbers, in the order of ``dynamics.coefs``; every tensor among them is differentiable.
+        surrogate: derivative of the spike.
+        engine: ``"reference"``, ``"cpu"``, ``"gpu"``, or ``None`` to take the fused engine of the device.
+        lengths: valid steps per sample; a step past the end gives 0, changes nothing and contributes no gradient.
+        checkpoint: keep the state at every so many steps only and recompute in between, in the backward; exact to the bit on
+            the fused engines.
+
+    float16 and bfloat16 inputs are computed in float32 (state stays float32) and the outputs come back in their dtype.
+
+    Raises:
+        ShapeError: shapes or dtypes do not fit.
+        EngineError: unknown engine, or one that cannot run here or cannot run this step.
+    """
+    return scan_registered(register(dynamics, surrogate), x, state, coefs, engine=engine, lengths=lengths, checkpoint=checkpoint)
+
+
+def scan_registered(
+    key: str,
+    x: Tensor,
+    state: Sequence[Tensor] | None,
+    coefs: Sequence[Any],
+    *,
+    engine: str | None = None,
+    lengths: Tensor | None = None,
+    checkpoint: int | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """:func:`scan` for dynamics already registered (layers register once, when they are built)."""
+    found = entry(key)
+    chosen = choose_engine(key, x.device, engine)
+    out_dtype = x.dtype
+    x, state, coefs, lengths = _prepare(found.dynamics, x, state, coefs, lengths)
+    if checkpoint is not None and checkpoint < 1:
+        raise ParameterError(f"checkpoint expected a number of steps >= 1, got {checkpoint}.")
+    if chosen == "reference":
+        if checkpoint is not None and torch.is_grad_enabled():
+            return _reference_checkpointed(found.dynamics, found.surrogate, x, state, coefs, lengths, checkpoint, out_dtype)
+        y, final, _ = reference.run(found.dynamics, x, state, coefs, found.surrogate, lengths)
+        return y.to(out_dtype), final
+    n_state = len(state)
+    operands = (x, *state, *coefs)
+    if torch.is_grad_enabled() and any(o.requires_grad for o in operands):
+        needs = (x.requires_grad, *(c.requires_grad for c in coefs))
+        y, *end = _Scan.apply(key, chosen, lengths, checkpoint or 0, needs, n_state, *operands)  # type: ignore[no-untyped-call]
+    else:
+        y, *end = torch.ops.spiketide.scan(key, chosen, x, state, coefs, lengths, (), 0)
+    return y.to(out_dtype), tuple(end)
+
+
+def _reference_checkpointed(
+    dynamics: Dynamics,
+    surrogate: Surrogate,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    coefs: tuple[Tensor, ...],
+    lengths: Tensor | None,
+    checkpoint: int,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    from torch.utils.checkpoint import checkpoint as recompute
+
+    outputs = []
+    for start, stop in _chunks(x.shape[0], checkpoint):
+
+        def chunk(part: Tensor, *operands: Tensor, bounds: tuple[int, int] = (start, stop)) -> tuple[Tensor, ...]:
+            begin, cs = operands[: len(state)], operands[len(state) :]
+            y, final, _ = reference.run(dynamics, part, begin, cs, surrogate, _shift(lengths, *bounds))
+            return (y, *final)
+
+        y, *now = recompute(chunk, x[start:stop], *state, *coefs, use_reentrant=False)
+        state = tuple(now)
+        outputs.append(y)
+    return torch.cat(outputs).to(out_dtype), state
+
+
+def recurrent_scan(
+    dynamics: Dynamics,
+    x: Tensor,
+    state: Sequence[Tensor] | None,
+    coefs: Sequence[Any],
+    surrogate: Surrogate,
+    feedback: Tensor | Callable[[Tensor], Tensor],
+    *,
+    previous: Tensor | None = None,
+    engine: str | None = None,
+    lengths: Tensor | None = None,
+    checkpoint: int | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run a step driven by ``x[t] + feedback(s[t-1])``.
+
+    Shapes:
+        As :func:`scan`; with a matrix ``feedback (N, N)`` as in ``torch.nn.Linear`` (row = receiving neuron), ``x`` is
+        ``(T, B, N)``. ``previous (B, *N)`` are the outputs before the first step (``None``: zeros).
+
+    Args:
+        dynamics: the neuron.
+        x: its input current.
+        state: where to begin.
+        coefs: per-step numbers.
+        surrogate: derivative of the spike.
+        feedback: a matrix (fused on the CPU), or any callable ``s (B, *N) -> (B, *N)``, which runs on the reference engine.
+        previous: outputs before the first step.
+        engine: as in :func:`scan`; ``"gpu"`` has no recurrent kernel yet: on a GPU the reference loop runs.
+        lengths: valid steps per sample.
+        checkpoint: as in :func:`scan`, for the fused engine.
+
+    Returns:
+        outputs ``(T, B, *N)`` and ``(*state, previous)`` after the last (valid) step.
+
+    Raises:
+        ShapeError: shapes do not fit.
+        EngineError: a callable on a fused engine, or an unknown engine.
+    """
+    return recurrent_scan_registered(
+        register(dynamics, surrogate),
+        x,
+        state,
+        coefs,
+        feedback,
+        previous=previous,
+        engine=engine,
+        lengths=lengths,
+        checkpoint=checkpoint,
+    )
+
+
+def recurrent_scan_registered(
+    key: str,
+    x: Tensor,
+    state: Sequence[Tensor] | None,
+    coefs: Sequence[Any],
+    feedback: Tensor | Callable[[Tensor], Tensor],
+    *,
+    previous: Tensor | None = None,
+    engine: str | None = None,
+    lengths: Tensor | None = None,
+    checkpoint: int | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """:func:`recurrent_scan` for dynamics already registered."""
+    found = entry(key)
+    matrix = feedback if isinstance(feedback, Tensor) else None
+    if engine is None:
+        fused = matrix is not None and x.device.type == "cpu" and found.program is not None
+        chosen = "cpu" if fused else "reference"
+        if found.program is None:
+            choose_engine(key, x.device, None)
+    else:
+        chosen = choose_engine(key, x.device, engine)
+    if chosen == "gpu":
+        raise EngineError('engine="gpu" has no recurrent kernel yet: use engine=None, which runs the reference loop on the GPU.')
+    if chosen == "cpu" and matrix is None:
+        raise EngineError('a callable feedback runs on engine="reference" only; give a matrix for the fused engine.')
+    if checkpoint is not None and checkpoint < 1:
+        raise ParameterError(f"checkpoint expected a number of steps >= 1, got {checkpoint}.")
+    out_dtype = x.dtype
+    x, state, coefs, lengths = _prepare(found.dynamics, x, state, coefs, lengths)
+    if matrix is not None and (x.dim() != 3 or tuple(matrix.shape) != (x.shape[2], x.shape[2])):
+        raise ShapeError(
+            f"recurrent_scan expected x (T, B, N) and a matrix (N, N), got {tuple(x.shape)} and {tuple(matrix.shape)}."
+        )
+    if previous is None:
+        previous = x.new_zeros(x.shape[1:])
+    if previous.shape != x.shape[1:]:
+        raise ShapeError(f"recurrent_scan expected previous of shape {tuple(x.shape[1:])}, got {tuple(previous.shape)}.")
+    previous = previous.to(x.dtype)
+    if chosen == "reference":
+        if matrix is not None:
+            w = matrix.to(x.dtype)
+            call: Callable[[Tensor], Tensor] = lambda s: s @ w.t()  # noqa: E731
+        else:
+            call = feedback  # type: ignore[assignment]
+        y, final, last = reference.run(found.dynamics, x, state, coefs, found.surrogate, lengths, call, previous)
+        if last is None:  # pragma: no cover - the loop always hands it on
+            raise EngineError("the reference loop lost the last outputs.")
+        return y.to(out_dtype), (*final, last)
+    weight = matrix.to(x.dtype)  # type: ignore[union-attr]
+    operands = (x, previous, weight, *state, *coefs)
+    if torch.is_grad_enabled() and any(o.requires_grad for o in operands):
+        needs = tuple(c.requires_grad for c in coefs)
+        y, *end = _RecurrentScan.apply(  # type: ignore[no-untyped-call]
+            key, lengths, checkpoint or 0, needs, weight.requires_grad, len(state), *operands
+        )
+    else:
+        y, *end = torch.ops.spiketide.recurrent_scan(key, x, state, previous, coefs, weight, lengths, (), False, 0)
+    return y.to(out_dtype), tuple(end)
+
+
+def saved_bytes(
+    dynamics: Dynamics, surrogate: Surrogate, *, need_input: bool = True, need_coefs: Sequence[bool] | bool = False
+) -> dict[str, int]:
+    """What the backward of a fused scan keeps, in bytes per neuron and step (float32).
+
+    Args:
+        dynamics: the neuron.
+        surrogate: its surrogate.
+        need_input: whether the input's gradient is wanted.
+        need_coefs: whether the coefficients' gradients are wanted, one flag or one each.
+
+    Returns:
+        ``written``: bytes stored by the forward beside its outputs; ``input``: 4 if the input is kept alive, else 0.
+    """
+    flags = [need_coefs] * len(dynamics.coefs) if isinstance(need_coefs, bool) else list(need_coefs)
+    p = program(register(dynamics, surrogate))
+    plan = p.plan(need_input, flags)
+    return {"written": 4 * sum(i != p.x for i in plan.saved), "input": 4 * (p.x in plan.saved)}

@@ -1,0 +1,98 @@
+"""A neuron as one step, and the table of steps the engines have read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..errors import EngineError
+from ..surrogate import Surrogate
+from .graph import Program
+
+
+class Dynamics(NamedTuple):
+    """A neuron's arithmetic, independent of shape, device and engine.
+
+    Args:
+        state: names of the state variables, e.g. ``("v",)``.
+        coefs: names of the per-step numbers, e.g. ``("decay", "threshold")``: scalars or one per neuron.
+        step: ``(x, *state, *coefs) -> (s, *state')``, ordinary arithmetic and torch functions.
+        step_vjp: optional hand-written backward ``(gs, *gstate', x, *state, *coefs) -> (gx, *gstate, *gcoefs)``; ``None``
+            derives it from ``step``. Use :func:`spiketide.surrogate.spike_derivative` for the spike.
+
+    Example:
+        >>> from spiketide import spike
+        >>> from spiketide.scan import Dynamics
+        >>> def step(x, v, decay, threshold):
+        ...     v = decay * v + x
+        ...     s = spike(v - threshold)
+        ...     return s, v - threshold * s
+        >>> Dynamics(("v",), ("decay", "threshold"), step).state
+        ('v',)
+    """
+
+    state: tuple[str, ...]
+    coefs: tuple[str, ...]
+    step: Callable[..., Any]
+    step_vjp: Callable[..., Any] | None = None
+
+
+class Entry(NamedTuple):
+    """A registered pair of dynamics and surrogate; ``program`` is ``None`` when the step cannot be traced (``why``)."""
+
+    dynamics: Dynamics
+    surrogate: Surrogate
+    program: Program | None
+    why: str
+
+
+_TABLE: dict[str, Entry] = {}
+_KEYS: dict[tuple[Dynamics, Surrogate], str] = {}
+
+
+def register(dynamics: Dynamics, surrogate: Surrogate) -> str:
+    """The key under which the engines find this dynamics with this surrogate.
+
+    Custom operators take tensors and strings, not functions, so a table from key to dynamics is needed. The key is a digest
+    of the traced graph: two neurons with the same arithmetic share their kernels, in every process and across runs.
+    """
+    pair = (dynamics, surrogate)
+    if pair in _KEYS:
+        return _KEYS[pair]
+    program, why = None, ""
+    try:
+        program = Program(dynamics.state, dynamics.coefs, dynamics.step, surrogate, dynamics.step_vjp)
+        described = repr((program.graph.nodes, program.y, program.next, program.grad_x, program.grad_state, program.grad_coefs))
+    except EngineError as error:
+        why = str(error)
+        code = getattr(dynamics.step, "__code__", None)
+        described = repr((dynamics.state, dynamics.coefs, getattr(code, "co_code", id(dynamics.step)), id(dynamics.step)))
+    described += repr((dynamics.state, dynamics.coefs, surrogate, dynamics.step_vjp is not None))
+    key = hashlib.sha256(described.encode()).hexdigest()[:16]
+    _KEYS[pair] = key
+    _TABLE.setdefault(key, Entry(dynamics, surrogate, program, why))
+    return key
+
+
+def entry(key: str) -> Entry:
+    """What was registered under ``key``."""
+    try:
+        return _TABLE[key]
+    except KeyError:
+        raise EngineError(
+            f"no dynamics is registered under {key!r} in this process: build the layer here before running a graph "
+            "compiled elsewhere."
+        ) from None
+
+
+def program(key: str) -> Program:
+    """The traced program under ``key``.
+
+    Raises:
+        EngineError: the step could not be traced; the message says what in it.
+    """
+    found = entry(key)
+    if found.program is None:
+        raise EngineError(f'the fused engines cannot run this step: {found.why} (engine="reference" can)')
+    return found.program

@@ -1,0 +1,249 @@
+"""Recurrent scans on the CPU: the neuron's step with its own spikes fed back through a matrix, in one loop.
+
+At step ``t`` a neuron is driven by ``x[t] + W s[t-1]``. The forward walks each sample through all of time: it adds the weight
+columns of the neurons that spiked (spikes are few), then runs the step on the row. The backward walks four samples at a time:
+the step's backward, then the dense product that carries the gradient to the spikes before. The gradient of the matrix is one
+product over all steps afterwards. No Python runs inside the time loop.
+
+Each sample's arithmetic is the same whatever the number of threads or neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels.threading import Kernel
+from .cpu import HEADER, Backward, Forward, compile_printed, flat_coefs, indent, plan_for, rows
+from .dynamics import program
+from .graph import Plan, Program
+
+_ADD_ROWS = """
+
+@njit(error_model="numpy")
+def add_rows(out, w, r, index, count):
+    n = out.shape[0]
+    q = 0
+    while q + 4 <= count:
+        a = w[index[q]]
+        b = w[index[q + 1]]
+        c = w[index[q + 2]]
+        d = w[index[q + 3]]
+        ra = r[index[q]]
+        rb = r[index[q + 1]]
+        rc = r[index[q + 2]]
+        rd = r[index[q + 3]]
+        for j in range(n):
+            out[j] = (((out[j] + ra * a[j]) + rb * b[j]) + rc * c[j]) + rd * d[j]
+        q += 4
+    while q < count:
+        a = w[index[q]]
+        ra = r[index[q]]
+        for j in range(n):
+            out[j] = out[j] + ra * a[j]
+        q += 1
+"""
+
+_BACK_PRODUCT = """
+
+@njit(error_model="numpy", fastmath={"contract"})
+def back_product(carry, g, wt):
+    # carry[b] = g[b] @ wt for four samples, four rows of wt at a time
+    n = carry.shape[1]
+    c0 = carry[0]
+    c1 = carry[1]
+    c2 = carry[2]
+    c3 = carry[3]
+    g0 = g[0]
+    g1 = g[1]
+    g2 = g[2]
+    g3 = g[3]
+    for i in range(n):
+        c0[i] = ZERO
+        c1[i] = ZERO
+        c2[i] = ZERO
+        c3[i] = ZERO
+    j = 0
+    while j + 4 <= n:
+        wa = wt[j]
+        wb = wt[j + 1]
+        wc = wt[j + 2]
+        wd = wt[j + 3]
+        a0, a1, a2, a3 = g0[j], g0[j + 1], g0[j + 2], g0[j + 3]
+        b0, b1, b2, b3 = g1[j], g1[j + 1], g1[j + 2], g1[j + 3]
+        d0, d1, d2, d3 = g2[j], g2[j + 1], g2[j + 2], g2[j + 3]
+        e0, e1, e2, e3 = g3[j], g3[j + 1], g3[j + 2], g3[j + 3]
+        for i in range(n):
+            p, q, r, s = wa[i], wb[i], wc[i], wd[i]
+            c0[i] = c0[i] + a0 * p + a1 * q + a2 * r + a3 * s
+            c1[i] = c1[i] + b0 * p + b1 * q + b2 * r + b3 * s
+            c2[i] = c2[i] + d0 * p + d1 * q + d2 * r + d3 * s
+            c3[i] = c3[i] + e0 * p + e1 * q + e2 * r + e3 * s
+        j += 4
+    while j < n:
+        wa = wt[j]
+        a0, b0, d0, e0 = g0[j], g1[j], g2[j], g3[j]
+        for i in range(n):
+            p = wa[i]
+            c0[i] = c0[i] + a0 * p
+            c1[i] = c1[i] + b0 * p
+            c2[i] = c2[i] + d0 * p
+            c3[i] = c3[i] + e0 * p
+        j += 1
+"""
+
+
+def _forward_source(p: Program, saved: Sequence[int], dtype: torch.dtype) -> str:
+    body = Forward(p, saved, False, dtype, saved)
+    states = [f"s{k}" for k in range(len(p.state))]
+    coefs = [f"k{k}" for k in range(len(p.coefs))]
+    stores = [f"z{q}" for q in range(len(saved))]
+    args = ["x", "w", "first", "l", *states, *coefs, "y", *stores]
+    text = HEADER + _ADD_ROWS + f"\n\ndef kernel({', '.join(args)}):\n"
+    text += indent(["batch = l.shape[0]", "n = w.shape[0]", "for b in prange(batch):"], 1)
+    text += indent(["lo = b * n", "hi = lo + n", "last = l[b]", *rows([*states, *coefs], "lo:hi")], 2)
+    text += indent(["x_ = np.empty(n, x.dtype)", "index = np.empty(n, np.int64)"], 2)
+    text += indent(["for t in range(last):"], 2)
+    text += indent(["drive = x[t, lo:hi]", "r = first[lo:hi] if t == 0 else y[t - 1, lo:hi]", "count = 0"], 3)
+    text += indent(["for j in range(n):"], 3)
+    text += indent(["x_[j] = drive[j]", "if r[j] != 0:", "    index[count] = j", "    count += 1"], 4)
+    text += indent(["add_rows(x_, w, r, index, count)", *rows(["y", *stores]), "for j in range(n):"], 3)
+    text += indent(body.body, 4)
+    text += indent(["for t in range(last, y.shape[0]):", "    y[t, lo:hi] = 0"], 2)
+    return text
+
+
+def _backward_source(p: Program, plan: Plan, dtype: torch.dtype) -> str:
+    body = Backward(p, plan, False, dtype)
+    states = [f"s{k}" for k in range(len(p.state)) if k in plan.prior]
+    coefs = [f"k{k}" for k in range(len(p.coefs))]
+    stores = [f"z{q}" for q in range(len(plan.saved))]
+    grads = [f"g{k}" for k in range(len(p.state))]
+    sums = [f"q{k}" for k, i in enumerate(plan.grad_coefs) if i is not None]
+    args = ["gy", "wt", "glast", "l", *states, *coefs, *stores, "gx", *grads, *sums, "gfirst"]
+    kind = "F32" if dtype == torch.float32 else "F64"
+    text = HEADER + f"ZERO = {kind}(0.0)\n" + _BACK_PRODUCT + f"\n\ndef kernel({', '.join(args)}):\n"
+    text += indent(["steps = gy.shape[0]", "n = wt.shape[0]", "batch = l.shape[0]", "for u in prange((batch + 3) // 4):"], 1)
+    text += indent(["carry = np.zeros((4, n), gy.dtype)", "g = np.zeros((4, n), gy.dtype)", "gy_ = np.empty(n, gy.dtype)"], 2)
+    text += indent(["for back in range(steps):", "    t = steps - 1 - back", "    for i in range(min(4, batch - 4 * u)):"], 2)
+    row = ["b = 4 * u + i", "lo = b * n", "hi = lo + n", "gx_ = gx[t, lo:hi]", "keep = g[i]", "c = carry[i]"]
+    text += indent([*row, "if t >= l[b]:"], 4)
+    text += indent(["for j in range(n):", "    gx_[j] = ZERO", "    keep[j] = ZERO", "continue"], 5)
+    text += indent(["incoming = gy[t, lo:hi]", "extra = glast[lo:hi] if t == l[b] - 1 else c"], 4)
+    text += indent(["for j in range(n):", "    gy_[j] = incoming[j] + extra[j]"], 4)
+    text += indent(rows([*states, *coefs, *grads, *sums], "lo:hi") + rows(stores), 4)
+    later = [f"p{q}_ = z{q}[t - 1, lo:hi]" for q in range(len(plan.saved))] if plan.prior else []
+    text += indent(["if t > 0:"], 4) + indent([*later, "for j in range(n):"], 5) + indent(body.later, 6)
+    text += indent(["else:"], 4) + indent(["for j in range(n):"], 5) + indent(body.first, 6)
+    text += indent(["for j in range(n):", "    keep[j] = gx_[j]"], 4)
+    text += indent(["back_product(carry, g, wt)"], 3)
+    text += indent(["for i in range(min(4, batch - 4 * u)):"], 2)
+    text += indent(["b = 4 * u + i", "lo = b * n", "hi = lo + n", "c = carry[i] if l[b] > 0 else glast[lo:hi]"], 3)
+    text += indent(["gfirst_ = gfirst[lo:hi]", "for j in range(n):", "    gfirst_[j] = c[j]"], 3)
+    return text
+
+
+@functools.cache
+def _forward(key: str, saved: tuple[int, ...], dtype: torch.dtype) -> Kernel:
+    return compile_printed(_forward_source(program(key), saved, dtype), "recurrent_forward")
+
+
+@functools.cache
+def _backward(key: str, plan: Plan, dtype: torch.dtype) -> Kernel:
+    return compile_printed(_backward_source(program(key), plan, dtype), "recurrent_backward")
+
+
+def saved_count(key: str, need_coefs: tuple[bool, ...]) -> int:
+    """How many ``(T, B, N)`` tensors the forward writes for the backward (here the input counts: it is a sum of two)."""
+    return len(plan_for(key, True, need_coefs).saved)
+
+
+def _steps(lengths: Tensor | None, steps: int, batch: int) -> Any:
+    full = torch.full((batch,), steps) if lengths is None else lengths
+    return full.to(torch.int64).contiguous().numpy()
+
+
+def forward(
+    key: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    previous: Tensor,
+    coefs: Sequence[Tensor],
+    weight: Tensor,
+    lengths: Tensor | None,
+    need_coefs: tuple[bool, ...] | None,
+) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    """Run the fused recurrent forward.
+
+    Shapes: ``x (T, B, N)``, states and ``previous (B, N)``, ``weight (N, N)`` as ``torch.nn.Linear`` (row = receiving neuron).
+
+    Returns:
+        outputs, final state, last valid output of each sample, saved tensors.
+    """
+    steps, batch, n = x.shape
+    dtype = x.dtype
+    saved = () if need_coefs is None else plan_for(key, True, need_coefs).saved
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    final = [s.detach().to(dtype).clone(memory_format=torch.contiguous_format) for s in state]
+    stores = [torch.empty_like(y) for _ in saved]
+    last = previous.detach().to(dtype).clone(memory_format=torch.contiguous_format)
+    if y.numel():
+        args: list[Any] = [x.detach().contiguous().numpy().reshape(steps, -1), weight.detach().to(dtype).t().contiguous().numpy()]
+        args += [last.numpy().reshape(-1), _steps(lengths, steps, batch)]
+        args += [s.numpy().reshape(-1) for s in final]
+        args += flat_coefs([c.detach() for c in coefs], batch, (n,), dtype)
+        args += [t.numpy().reshape(steps, -1) for t in (y, *stores)]
+        _forward(key, saved, dtype)(*args)
+        if lengths is None:
+            last = y[-1].clone()
+        else:
+            rows_ = torch.arange(batch)
+            last = torch.where((lengths > 0).unsqueeze(1), y[(lengths - 1).clamp(min=0), rows_], last)
+    return y, final, last, stores
+
+
+def backward(
+    key: str,
+    gy: Tensor,
+    gfinal: Sequence[Tensor],
+    glast: Tensor,
+    state: Sequence[Tensor],
+    coefs: Sequence[Tensor],
+    weight: Tensor,
+    stores: Sequence[Tensor],
+    lengths: Tensor | None,
+    need_coefs: tuple[bool, ...],
+    sums: list[Tensor] | None = None,
+) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    """Run the fused recurrent backward.
+
+    Returns:
+        gradient of the drive ``(T, B, N)``, of the initial state, of the initial spikes, and the wanted coefficients'
+        gradients per neuron and sample.
+    """
+    p = program(key)
+    plan = plan_for(key, True, need_coefs)
+    steps, batch, n = gy.shape
+    dtype = gy.dtype
+    gstate = [g.detach().to(dtype).clone(memory_format=torch.contiguous_format) for g in gfinal]
+    gx = torch.empty_like(gy, memory_format=torch.contiguous_format)
+    gfirst = glast.detach().to(dtype).clone(memory_format=torch.contiguous_format)
+    if sums is None:
+        sums = [gy.new_zeros((batch, n)) for i in plan.grad_coefs if i is not None]
+    if gy.numel():
+        args: list[Any] = [gy.detach().contiguous().numpy().reshape(steps, -1), weight.detach().to(dtype).contiguous().numpy()]
+        args += [glast.detach().to(dtype).contiguous().numpy().reshape(-1), _steps(lengths, steps, batch)]
+        args += [state[k].detach().to(dtype).contiguous().numpy().reshape(-1) for k in plan.prior]
+        args += flat_coefs([c.detach() for c in coefs], batch, (n,), dtype)
+        args += [z.numpy().reshape(steps, -1) for z in stores]
+        args.append(gx.numpy().reshape(steps, -1))
+        args += [g.numpy().reshape(-1) for g in (*gstate, *sums)]
+        args.append(gfirst.numpy().reshape(-1))
+        _backward(key, plan, dtype)(*args)
+    if p.grad_x is None and gx.numel():
+        gx.zero_()
+    return gx, gstate, gfirst, sums

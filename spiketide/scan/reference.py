@@ -1,0 +1,83 @@
+"""The truth: the neuron's step run by torch, one step at a time, differentiated by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..surrogate import Surrogate, use
+from .dynamics import Dynamics
+
+
+class _StepWithVjp(torch.autograd.Function):
+    """One step whose backward is the author's ``step_vjp``."""
+
+    @staticmethod
+    def forward(ctx: Any, dynamics: Dynamics, surrogate: Surrogate, *operands: Tensor) -> Any:
+        ctx.dynamics, ctx.surrogate = dynamics, surrogate
+        ctx.save_for_backward(*operands)
+        with use(surrogate):
+            out = dynamics.step(*operands)
+        return tuple(o.clone() if any(o is i for i in operands) else o for o in out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
+        operands = ctx.saved_tensors
+        assert ctx.dynamics.step_vjp is not None
+        with use(ctx.surrogate):
+            out = ctx.dynamics.step_vjp(*grads, *operands)
+        shaped = [
+            None if not need else torch.as_tensor(g, dtype=o.dtype).expand(torch.broadcast_shapes(g.shape, o.shape)).sum_to_size(o.shape)
+            for g, o, need in zip(out, operands, ctx.needs_input_grad[2:], strict=True)
+        ]
+        return (None, None, *shaped)
+
+
+def run(
+    dynamics: Dynamics,
+    x: Tensor,
+    state: Sequence[Tensor],
+    coefs: Sequence[Tensor],
+    surrogate: Surrogate,
+    lengths: Tensor | None = None,
+    feedback: Callable[[Tensor], Tensor] | None = None,
+    previous: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+    """Loop over time.
+
+    Shapes: ``x (T, B, *N)``, each state ``(B, *N)``, each coefficient broadcastable to ``*N``; ``lengths (B,)``.
+    With ``feedback``, ``x[t] + feedback(s[t-1])`` drives step ``t``; ``previous (B, *N)`` is ``s[-1]``.
+
+    Returns:
+        outputs ``(T, B, *N)``, final state, and the last valid output of each sample (with feedback only).
+    """
+    states: tuple[Tensor, ...] = tuple(state)
+    outputs: list[Tensor] = []
+    last = previous
+    alive = None
+    if lengths is not None:
+        alive = [(t < lengths).view(-1, *([1] * (x.dim() - 2))) for t in range(x.shape[0])]
+    with use(surrogate):
+        # unbind once: x[t] under autograd writes a zero of the whole sequence per step, quadratic in T
+        for t, current in enumerate(x.unbind(0)):
+            drive = current if feedback is None else current + feedback(last)  # type: ignore[arg-type]
+            if dynamics.step_vjp is None:
+                s, *new = dynamics.step(drive, *states, *coefs)
+            else:
+                s, *new = _StepWithVjp.apply(dynamics, surrogate, drive, *states, *coefs)  # type: ignore[misc]
+            if alive is None:
+                states = tuple(new)
+                last = s if feedback is not None else None
+            else:
+                m = alive[t]
+                states = tuple(torch.where(m, n, o) for n, o in zip(new, states, strict=True))
+                if feedback is not None:
+                    last = torch.where(m, s, last)  # type: ignore[arg-type]
+                s = torch.where(m, s, torch.zeros_like(s))
+            outputs.append(s)
+    if not outputs:
+        return x.new_zeros(x.shape), states, last
+    return torch.stack(outputs), states, last

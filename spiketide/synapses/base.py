@@ -1,0 +1,83 @@
+"""What all synapses share: no state of their own unless they say so, and silence past a sample's end."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ParameterError
+from ..layer import Layer, check_state, time_mask
+from ..types import State
+
+
+class Synapse(Layer):
+    """A layer that maps each step by itself: a subclass says how (:meth:`apply_steps`) and what it takes (:meth:`check`).
+
+    Shapes:
+        ``x (T, B, *N_in)`` -> ``y (T, B, *N_out)``, state ``()``. With ``lengths (B,)`` the outputs past a sample's end are
+        zero (also their bias).
+    """
+
+    @abstractmethod
+    def check(self, x: Tensor, lengths: Tensor | None) -> None:
+        """Refuse what this synapse cannot take."""
+
+    @abstractmethod
+    def apply_steps(self, x: Tensor) -> Tensor:
+        """Map every step of ``x (T, B, *N_in)``; the result is a new tensor."""
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Map every step of ``x`` by itself; ``state`` is ``()`` in and out."""
+        self.check(x, lengths)
+        if state is not None:
+            check_state(self, state, ())
+        return silence_padding(self.apply_steps(x), lengths), ()
+
+
+def silence_padding(y: Tensor, lengths: Tensor | None) -> Tensor:
+    """Zero in the steps past each sample's end.
+
+    Shapes: ``y (T, B, *N)``, ``lengths (B,)`` or ``None`` (all steps are valid).
+    """
+    if lengths is None:
+        return y
+    past = ~time_mask(lengths.to(y.device), y.shape[0])
+    return y.masked_fill(past.reshape(past.shape + (1,) * (y.dim() - 2)), 0.0)
+
+
+def uniform_(parameter: Tensor, fan_in: int) -> None:
+    """Fill with U(-1/sqrt(fan_in), 1/sqrt(fan_in)): Kaiming's rule with the gain that torch's own layers use."""
+    bound = 1.0 / math.sqrt(fan_in)
+    nn.init.uniform_(parameter, -bound, bound)
+
+
+def positive(owner: str, name: str, value: object) -> int:
+    """A size as a positive integer.
+
+    Raises:
+        ParameterError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ParameterError(f"{owner} expected {name} to be a positive integer, got {value!r}.")
+    return value
+
+
+def per_axis(owner: str, name: str, value: object, axes: int, least: int) -> tuple[int, ...]:
+    """One integer for each spatial axis, from one for all or a sequence.
+
+    Raises:
+        ParameterError: another number of them, not integers, or one below ``least``.
+    """
+    values = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,) * axes
+    if len(values) != axes or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
+        raise ParameterError(
+            f"{owner} expected {name} to be an integer >= {least}"
+            + (f" or {axes} of them" if axes > 1 else "")
+            + f", got {value!r}."
+        )
+    return values

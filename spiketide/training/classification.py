@@ -1,0 +1,229 @@
+"""Supervised classification of sequences: encoder, network, read-out, loss, and how they are optimised."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+
+from ..compose import Sequential
+from ..encoders import Encoder
+from ..errors import DataError, ParameterError, unknown
+from ..layer import Layer
+from ..losses import CrossEntropy, Regulariser
+from ..probe import record
+from ..readouts import Readout
+from ..types import Batch
+from .groups import parameter_groups
+
+OPTIMIZERS = ("adam", "adamw", "adamax", "sgd")
+SCHEDULES = ("constant", "cosine", "onecycle", "step")
+
+
+class Output(NamedTuple):
+    """What one forward gives: read-out ``scores`` (B, C), the network's ``y`` (T, B, C), spikes of each layer by name."""
+
+    scores: Tensor
+    y: Tensor
+    spikes: dict[str, Tensor]
+    lengths: Tensor | None
+
+
+class Classification(L.LightningModule):
+    """A spiking network that is trained to name the class of a sequence.
+
+    ::
+
+        scores = readout(network(encoder(x)))        loss = loss(scores, y) + sum of the regularisers
+
+    Logged for ``train``, ``val`` and ``test``: ``loss``, ``accuracy``, ``rate`` (spikes per neuron and step, mean over all
+    spiking neurons) and ``rate/<layer>``.
+
+    Example:
+        >>> import torch
+        >>> from spiketide import Batch
+        >>> from spiketide.encoders import Latency
+        >>> from spiketide.neurons import LIF, LeakyIntegrator
+        >>> from spiketide.readouts import MaxMembrane
+        >>> from spiketide.synapses import Dense
+        >>> from spiketide.training import Classification
+        >>> model = Classification(
+        ...     network=[Dense(64, 32), LIF(32, tau_mem=5.0), Dense(32, 10), LeakyIntegrator(10, tau_mem=10.0)],
+        ...     encoder=Latency(8),
+        ...     readout=MaxMembrane(),
+        ... )
+        >>> model(Batch(torch.rand(3, 64), torch.zeros(3, dtype=torch.int64))).scores.shape
+        torch.Size([3, 10])
+
+    Args:
+        network: A layer, or a list of modules, which become a :class:`spiketide.compose.Sequential`.
+        readout: From the network's output to one score a class.
+        encoder: Gives static data its time axis; ``None`` for data that has one.
+        loss: Of scores and labels; ``None`` is the cross-entropy.
+        regularisers: Penalties on the spikes, added to the loss.
+        optimizer: ``"adam"``, ``"adamw"``, ``"adamax"`` or ``"sgd"``.
+        lr: Learning rate of the weights.
+        lr_time_constants: Factor on ``lr`` for time constants.
+        lr_thresholds: Factor on ``lr`` for thresholds.
+        lr_delays: Factor on ``lr`` for delays.
+        betas: Decay of the running means of gradient and squared gradient; ``sgd`` takes the first as its momentum.
+        weight_decay: Of weights with two or more axes; nothing else decays.
+        schedule: ``"constant"``; ``"cosine"`` to zero at the end; ``"onecycle"`` up for 30 % of the steps and down to the
+            end; ``"step"``, times ``step_factor`` every ``step_every`` epochs.
+        step_every: Epochs.
+        step_factor: Factor on the learning rate.
+        clip: Clip the gradient by ``"norm"`` over all parameters or by ``"value"`` of each entry, or not.
+        clip_at: The largest norm or value.
+
+    Raises:
+        ParameterError: an unknown name or a number out of range.
+        DataError: NaN or Inf in a batch.
+
+    Reference:
+        One-cycle and cosine schedules as in ``torch.optim.lr_scheduler``, counted in optimiser steps.
+    """
+
+    def __init__(
+        self,
+        network: Layer | list[nn.Module],
+        readout: Readout,
+        *,
+        encoder: Encoder | None = None,
+        loss: nn.Module | None = None,
+        regularisers: list[Regulariser] | None = None,
+        optimizer: Literal["adam", "adamw", "adamax", "sgd"] = "adamw",
+        lr: float = 1e-3,
+        lr_time_constants: float = 1.0,
+        lr_thresholds: float = 1.0,
+        lr_delays: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        schedule: Literal["constant", "cosine", "onecycle", "step"] = "constant",
+        step_every: int = 20,
+        step_factor: float = 0.5,
+        clip: Literal["norm", "value"] | None = None,
+        clip_at: float = 1.0,
+    ):
+        super().__init__()
+        for what, given, known in (
+            ("optimizer", optimizer, OPTIMIZERS),
+            ("schedule", schedule, SCHEDULES),
+            ("clip", clip, ("norm", "value", None)),
+        ):
+            if given not in known:
+                raise ParameterError("Classification: " + unknown(what, given, known))
+        for name, number in (("lr", lr), ("clip_at", clip_at), ("step_factor", step_factor), ("step_every", step_every)):
+            if not number > 0:
+                raise ParameterError(f"Classification expected {name} above 0, got {number!r}.")
+        self.network = Sequential(*network) if isinstance(network, list) else network
+        self.encoder = encoder
+        self.readout = readout
+        self.loss = CrossEntropy() if loss is None else loss
+        self.regularisers = nn.ModuleList(regularisers or [])
+        self.optimizer = optimizer
+        self.lr = float(lr)
+        self.lr_factors = {"time_constants": lr_time_constants, "thresholds": lr_thresholds, "delays": lr_delays}
+        self.betas = (float(betas[0]), float(betas[1]))
+        self.weight_decay = float(weight_decay)
+        self.schedule = schedule
+        self.step_every, self.step_factor = int(step_every), float(step_factor)
+        self.clip, self.clip_at = clip, float(clip_at)
+
+    def forward(self, batch: Batch) -> Output:
+        """Scores of a batch, and what the network did on the way."""
+        # One NaN would turn every weight into NaN without a word. Encoders check what they take themselves.
+        if self.encoder is None and not bool(torch.isfinite(batch.x).all()):
+            bad = int((~torch.isfinite(batch.x)).sum())
+            raise DataError(f"a batch holds {bad} NaN or Inf among {batch.x.numel()} values: clean the data first.")
+        x = batch.x if self.encoder is None else self.encoder(batch.x)
+        with record(self.network) as records:
+            y, _ = self.network(x, lengths=batch.lengths)
+        scores = self.readout(y, batch.lengths)
+        return Output(scores, y, records.spikes(), batch.lengths)
+
+    def objective(self, output: Output, y: Tensor) -> Tensor:
+        """The loss that is minimised."""
+        loss = self.loss(output.scores, y)
+        for penalty in self.regularisers:
+            loss = loss + penalty(output.spikes, output.lengths)
+        return loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        return self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Output:
+        """Scores of one batch, for whoever collects them."""
+        output = self(batch)
+        self._log(batch, output, self.objective(output, batch.y), "test")
+        return output
+
+    def _step(self, batch: Batch, stage: str) -> Tensor:
+        output = self(batch)
+        loss = self.objective(output, batch.y)
+        self._log(batch, output, loss.detach(), stage)
+        return loss
+
+    def _log(self, batch: Batch, output: Output, loss: Tensor, stage: str) -> None:
+        with torch.no_grad():
+            accuracy = (output.scores.argmax(-1) == batch.y).float().mean()
+            rates, rate = firing_rates(output)
+        values = {"loss": loss, "accuracy": accuracy, "rate": rate}
+        named = {f"{stage}/{name}": value for name, value in values.items()}
+        named |= {f"{stage}/rate/{name}": value for name, value in rates.items()}
+        size = batch.y.shape[0]
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        if stage == "train":
+            shown = {"loss": loss, "acc": accuracy, "rate": rate}
+            self.log_dict(shown, on_step=True, on_epoch=False, prog_bar=True, logger=False, batch_size=size)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimiser with a group a role, and the schedule counted in steps."""
+        groups = parameter_groups(self, lr=self.lr, weight_decay=self.weight_decay, multipliers=self.lr_factors)
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, momentum=self.betas[0])
+        elif self.optimizer == "adam":
+            optimizer = torch.optim.Adam(groups, betas=self.betas)
+        elif self.optimizer == "adamax":
+            optimizer = torch.optim.Adamax(groups, betas=self.betas)
+        else:
+            optimizer = torch.optim.AdamW(groups, betas=self.betas)
+        if self.schedule == "constant":
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler: lr_scheduler.LRScheduler
+        if self.schedule == "cosine":
+            scheduler = lr_scheduler.CosineAnnealingLR(optimizer, total)
+        elif self.schedule == "onecycle":
+            # The momentum stays: cycling it changes the optimiser, which nobody asked for here.
+            peaks = [group["lr"] for group in groups]
+            scheduler = lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=total + 1, cycle_momentum=False)
+        else:
+            steps = max(1, total // max(1, self.trainer.max_epochs or 1))
+            scheduler = lr_scheduler.StepLR(optimizer, self.step_every * steps, self.step_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip as this module was told."""
+        if self.clip is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.clip_at, gradient_clip_algorithm=self.clip)
+
+
+def firing_rates(output: Output) -> tuple[dict[str, Tensor], Tensor]:
+    """Spikes per neuron and valid step: of each layer, and over all neurons together."""
+    steps: Any = output.y.shape[0] * output.y.shape[1] if output.lengths is None else output.lengths.sum()
+    counts = {name: spikes.sum() for name, spikes in output.spikes.items()}
+    sizes = {name: spikes[0, 0].numel() for name, spikes in output.spikes.items()}
+    rates = {name: count / (steps * sizes[name]) for name, count in counts.items()}
+    if not counts:
+        return rates, torch.zeros((), device=output.y.device)
+    return rates, torch.stack(list(counts.values())).sum() / (steps * sum(sizes.values()))

@@ -1,0 +1,64 @@
+"""Parameter groups by role, so that time constants and delays can learn at their own pace and never decay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..errors import ParameterError, unknown
+
+ROLES = ("weights", "time_constants", "thresholds", "delays")
+
+
+def role(parameter: nn.Parameter) -> str:
+    """What a parameter is: one of ``ROLES``; a parameter that does not say is a weight."""
+    return getattr(parameter, "role", "weights")
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, weight_decay: float = 0.0, multipliers: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimiser: one a role, weights with and without decay apart.
+
+    Weight decay pulls towards zero, which means nothing for a time constant, a threshold or a delay: only weights
+    with two or more axes decay, never biases or the scales of a norm.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.training import parameter_groups
+        >>> groups = parameter_groups(torch.nn.Linear(4, 2), lr=0.1, weight_decay=0.01)
+        >>> [(group["name"], group["weight_decay"], len(group["params"])) for group in groups]
+        [('weights', 0.01, 1), ('biases', 0.0, 1)]
+
+    Args:
+        model: whose trainable parameters are grouped.
+        lr: learning rate of the weights.
+        weight_decay: of the weights.
+        multipliers: role -> factor on ``lr``; a role not named has factor 1.
+
+    Raises:
+        ParameterError: an unknown role, or nothing to train.
+    """
+    factors = dict(multipliers or {})
+    for name in factors:
+        if name not in ROLES:
+            raise ParameterError(unknown("role", name, ROLES))
+    members: dict[str, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            name = role(parameter)
+            if name not in ROLES:
+                raise ParameterError(unknown("parameter role", name, ROLES))
+            if name == "weights" and parameter.dim() < 2:
+                name = "biases"
+            members.setdefault(name, []).append(parameter)
+    if not members:
+        raise ParameterError("the model has no trainable parameter.")
+    groups = []
+    for name in sorted(members, key=("weights", "biases", *ROLES[1:]).index):
+        factor = factors.get("weights" if name == "biases" else name, 1.0)
+        decay = weight_decay if name == "weights" else 0.0
+        groups.append({"params": members[name], "lr": lr * factor, "weight_decay": decay, "name": name})
+    return groups

@@ -1,0 +1,307 @@
+"""From a recipe's YAML to checked, resolved settings, and from there to the objects.
+
+The constructor is the schema: every ``class_path`` is imported and its ``init_args`` are compared with the
+signature of its class; jsonargparse then checks the types, fills in the defaults and builds the objects.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from .. import recipes
+from ..errors import RecipeError, unknown
+
+OURS = {
+    "callbacks", "logger", "plugins", "default_root_dir", "enable_checkpointing", "num_sanity_val_steps",
+    "gradient_clip_val", "gradient_clip_algorithm", "barebones", "enable_model_summary",
+}  # fmt: skip
+"""Arguments of ``lightning.Trainer`` that a run sets itself."""
+
+
+@dataclass
+class Claim:
+    """What the paper of a recipe says, to compare with.
+
+    Args:
+        paper: authors, year, where it can be found.
+        where: table, figure or section of the number.
+        metric: the metric of ours that is compared, as ``spiketide test`` names it.
+        value: the number.
+        tolerance: how far the mean over seeds may be below the number and still count as reproduced.
+    """
+
+    paper: str
+    where: str
+    metric: str
+    value: float
+    tolerance: float
+
+
+@dataclass
+class Best:
+    """Which checkpoint is the best one, and when to stop waiting for a better one.
+
+    Args:
+        metric: a metric of the validation data.
+        mode: whether more or less of it is better.
+        patience: epochs without a better value before training stops; ``None``: never.
+    """
+
+    metric: str = "val/accuracy"
+    mode: Literal["max", "min"] = "max"
+    patience: int | None = None
+
+
+@dataclass
+class Built:
+    """The objects of a recipe."""
+
+    model: L.LightningModule
+    data: L.LightningDataModule
+    trainer: dict[str, Any]
+    """Arguments for ``lightning.Trainer``."""
+    best: Best
+    claim: Claim | None
+    seed: int
+
+
+class Recipe:
+    """A checked recipe with every argument written out.
+
+    Example:
+        >>> from spiketide.training.recipe import Recipe
+        >>> recipe = Recipe.load("digits/latency_lif", ["--seed", "3"])
+        >>> recipe.settings["seed"]
+        3
+
+    Args:
+        content: the mapping of the YAML.
+        name: short name, used for the folder of its runs.
+
+    Raises:
+        RecipeError: an unknown key (with the nearest right one), a class that does not exist, a value of the wrong type.
+    """
+
+    def __init__(self, content: dict[str, Any], *, name: str):
+        self.name = name
+        check_keys(content)
+        _share_seed(content)
+        self._parser = _parser()
+        try:
+            self._parsed: Namespace = self._parser.parse_object(content)
+        except (ArgumentError, TypeError, ValueError) as error:
+            raise RecipeError(f"the recipe {name!r} does not fit its classes.\n{_shorten(str(error))}") from error
+
+    @classmethod
+    def load(cls, recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Read a recipe by name or path and change single arguments, as on the command line."""
+        name, path = recipes.find(recipe)
+        content = recipes.read(path)
+        for key, value in _pairs(overrides):
+            _set(content, key, value)
+        return cls(content, name=name)
+
+    @property
+    def yaml(self) -> str:
+        """The whole recipe with every default written out; a recipe itself."""
+        return self._parser.dump(self._parsed, skip_unset=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The same as a mapping."""
+        return yaml.safe_load(self.yaml)
+
+    @property
+    def claim(self) -> Claim | None:
+        """The number of the paper, if the recipe follows one."""
+        claim = self._parsed.claim
+        return None if claim is None else Claim(**vars(claim))
+
+    def build(self) -> Built:
+        """Seed everything and construct the objects: the same seed gives the same initial weights."""
+        L.seed_everything(self._parsed.seed, workers=True, verbose=False)
+        objects = self._parser.instantiate(self._parsed)
+        return Built(
+            model=objects.model,
+            data=objects.data,
+            trainer=vars(objects.trainer),
+            best=objects.best,
+            claim=objects.claim,
+            seed=objects.seed,
+        )
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--about", type=str, default="", help="the recipe in one line")
+    parser.add_argument("--claim", type=Claim | None, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
+    parser.add_subclass_arguments(L.LightningModule, "model", required=True)
+    parser.add_class_arguments(L.Trainer, "trainer", skip=OURS, instantiate=False)
+    parser.add_class_arguments(Best, "best")
+    return parser
+
+
+# ------------------------------------------------------------------------------------------------- misspelt keys
+
+
+def check_keys(content: dict[str, Any]) -> None:
+    """Refuse a key that no constructor knows.
+
+    jsonargparse refuses them too, but names neither the nearest right key nor, inside a list of layers, the place.
+
+    Raises:
+        RecipeError: naming the place, the nearest right key and all known ones.
+    """
+    sections = {"about", "claim", "seed", "data", "model", "trainer", "best"}
+    for key, value in content.items():
+        if key not in sections:
+            raise RecipeError(unknown("section", key, sections))
+        if key in ("trainer", "best", "claim") and isinstance(value, dict):
+            known = {"trainer": _trainer_arguments(), "best": set(asdict(Best())), "claim": set(Claim.__annotations__)}
+            for name in value:
+                if name not in known[key]:
+                    raise RecipeError(unknown(f"key in {key}:", name, known[key]))
+        _check_node(value, key)
+    for missing in sorted({"data", "model"} - set(content)):
+        raise RecipeError(f"the recipe has no section {missing!r}; it needs data and model, each with a class_path.")
+
+
+def _check_node(node: Any, where: str) -> None:
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            _check_node(item, f"{where}.{index}")
+    if not isinstance(node, dict):
+        return
+    if "class_path" in node:
+        for key in node:
+            if key not in ("class_path", "init_args"):
+                raise RecipeError(unknown(f"key in {where}:", key, ["class_path", "init_args"]))
+        class_path = node["class_path"]
+        known = arguments(class_path, where)
+        for key in node.get("init_args") or {}:
+            if key not in known:
+                raise RecipeError(unknown(f"argument of {class_path} in {where}:", key, known))
+        node = node.get("init_args") or {}
+    for key, value in node.items():
+        _check_node(value, f"{where}.{key}")
+
+
+@lru_cache(maxsize=None)
+def arguments(class_path: str, where: str = "recipe") -> frozenset[str]:
+    """Names of the constructor arguments of a class, those handed on by ``**kwargs`` included.
+
+    Raises:
+        RecipeError: there is no such class.
+    """
+    module_name, _, name = str(class_path).rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise RecipeError(f"class_path {class_path!r} in {where}: cannot import {module_name!r} ({error}).") from error
+    if not hasattr(module, name):
+        names = [key for key, value in vars(module).items() if isinstance(value, type) and not key.startswith("_")]
+        raise RecipeError(f"in {where}: " + unknown(f"class of {module_name}:", name, names))
+    parser = ArgumentParser(exit_on_error=False)
+    target = getattr(module, name)
+    if isinstance(target, type):
+        added = parser.add_class_arguments(target, "it")
+    else:
+        added = parser.add_function_arguments(target, "it")
+    return frozenset(key.split(".", 1)[1] for key in added)
+
+
+@lru_cache(maxsize=None)
+def _trainer_arguments() -> frozenset[str]:
+    return arguments("lightning.Trainer") - OURS
+
+
+def _share_seed(content: dict[str, Any]) -> None:
+    """Give data that take a seed, and were given none, the seed of the run.
+
+    Seeds of one recipe then differ in the order of the samples and in the validation split too, as repetitions should.
+    """
+    data = content["data"]
+    if isinstance(data, dict) and "seed" in arguments(data.get("class_path", ""), "data"):
+        given = dict(data.get("init_args") or {})
+        given.setdefault("seed", content.get("seed", 0))
+        data["init_args"] = given
+
+
+# ------------------------------------------------------------------------------------------------- command line
+
+
+def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """``--key value`` and ``--key=value`` as pairs."""
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise RecipeError(f"unexpected word {word!r}; arguments of a recipe are given as --key value.")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise RecipeError(f"--{key} needs a value: --{key} VALUE.")
+            value = rest.pop(0)
+        yield key, value
+
+
+def _set(content: dict[str, Any], key: str, text: str) -> None:
+    """Set one value by its dotted key; ``init_args`` may be left out, items of lists are numbers from 0."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    node: Any = content
+    *path, last = key.split(".")
+    for depth, part in enumerate(path):
+        node = _enter(node, part)
+        if isinstance(node, list) and part.isdigit():
+            if int(part) >= len(node):
+                where = ".".join(path[:depth])
+                raise RecipeError(f"--{key}: {where} has {len(node)} items, counted from 0.")
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            if node.get(part) is None:
+                node[part] = {}
+            elif isinstance(node[part], str) and _is_class(node[part]):
+                node[part] = {"class_path": node[part]}
+            node = node[part]
+        else:
+            where = ".".join(path[:depth])
+            raise RecipeError(f"--{key}: {where} is {node!r} and has no part {part!r}.")
+    node = _enter(node, last)
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise RecipeError(f"--{key}: {'.'.join(path)} is {node!r} and has no part {last!r}.")
+
+
+def _enter(node: Any, part: str) -> Any:
+    """Step over ``init_args`` when a key leaves it out."""
+    if isinstance(node, dict) and "class_path" in node and part not in ("class_path", "init_args"):
+        return node.setdefault("init_args", {})
+    return node
+
+
+def _is_class(text: str) -> bool:
+    return bool(re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", text))
+
+
+def _shorten(message: str) -> str:
+    """Drop the lines of a jsonargparse message that repeat the whole input."""
+    lines = [line for line in message.splitlines() if not line.strip().startswith(("Given value:", "Subtypes:"))]
+    return "\n".join(lines)

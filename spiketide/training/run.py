@@ -1,0 +1,278 @@
+"""Train, resume and test one run in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from ..errors import RunError
+from .callbacks import Bar, Keep, Reseed
+from .folder import AtomicCheckpointIO, RunFolder, versions
+from .recipe import Built, Recipe
+from .reporting import Collector, make_report
+
+log = logging.getLogger("spiketide")
+
+NOISE = (
+    r".*does not have many workers.*",  # a loader from memory is faster without workers
+    r".*Consider setting `persistent_workers=True`.*",
+    r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning's own call into torch
+)
+"""Advice of Lightning that is wrong here, or about itself. Everything else it warns about is shown."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that was interrupted and can be resumed."""
+
+    def __init__(self, folder: RunFolder):
+        super().__init__(f"stopped; go on with: spiketide train --resume {folder.path}")
+        self.folder = folder
+
+
+def main_process() -> bool:
+    """Whether this process writes: true but for the helpers of a distributed run."""
+    return rank_zero_only.rank == 0
+
+
+def train(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> dict[str, Any]:
+    """Train a recipe in a folder, or go on with what lies there.
+
+    A resumed run goes on after the last whole epoch and gives what the uninterrupted run gives, to the bit on CPU: data
+    order and random numbers are functions of the seed and the epoch. The test data is not touched.
+
+    Args:
+        recipe: what to train.
+        folder: where.
+        resume: go on with a run of the same recipe.
+
+    Returns:
+        ``run``, ``epochs``, ``seconds`` and ``best``, the metrics of the best epoch.
+
+    Raises:
+        RunError: the folder holds a run already, another recipe, is in use, or cannot be written.
+        Stopped: on Ctrl-C, with everything up to the last whole epoch on disk.
+    """
+    with folder.hold():
+        _prepare(recipe, folder, resume)
+        if resume and folder.finished:
+            log.info("%s is finished already", folder.path)
+            return _result(folder)
+        with _logging_to(folder):
+            built = recipe.build()
+            keep = Keep(folder, built.best)
+            with _quiet():
+                checkpoint = folder.last if resume and folder.last.is_file() else None
+                _fit(_trainer(built, folder, keep, checkpoint), built, folder, checkpoint)
+            keep.write(finished=True)
+    return _result(folder)
+
+
+def _prepare(recipe: Recipe, folder: RunFolder, resume: bool) -> None:
+    if not folder.writer:
+        return
+    stored = folder.path / "recipe.yaml"
+    if stored.is_file() and not resume:
+        raise RunError(f"{folder.path} already holds a run. Go on with --resume, or choose another folder with --run.")
+    if stored.is_file():
+        if Recipe.load(stored).yaml != recipe.yaml:
+            raise RunError(
+                f"{folder.path} holds a run of another recipe or with other arguments; a resumed run keeps its own. "
+                "Choose another folder with --run."
+            )
+        story = folder.read_json("versions.json") or {}
+        story.setdefault("resumed", []).append(time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    else:
+        story = {"recipe": recipe.name, **versions(recipe.settings["seed"])}
+        # The recipe comes last: a folder that holds it holds all that a run needs.
+    folder.write_json("versions.json", story)
+    if not stored.is_file():
+        folder.write("recipe.yaml", recipe.yaml)
+
+
+def _trainer(built: Built, folder: RunFolder, keep: Keep, checkpoint: Path | None) -> L.Trainer:
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    settings = dict(built.trainer)
+    if checkpoint is not None and getattr(built.data, "num_workers", 0):
+        # Workers fetch as soon as the loader is made, which is before Lightning knows the epoch of a resumed run.
+        settings["reload_dataloaders_every_n_epochs"] = 1
+    if settings["deterministic"] is None:
+        settings["deterministic"] = settings["accelerator"] == "cpu" or not torch.cuda.is_available()
+    if settings["log_every_n_steps"] is None:
+        settings["log_every_n_steps"] = 1
+    if settings["enable_progress_bar"] is None:
+        settings["enable_progress_bar"] = sys.stderr.isatty()
+    callbacks: list[L.Callback] = [Reseed(built.seed), keep]
+    if settings["enable_progress_bar"]:
+        callbacks.append(Bar())
+    return L.Trainer(
+        **settings,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder.path,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+    )
+
+
+def _fit(trainer: L.Trainer, built: Built, folder: RunFolder, checkpoint: Path | None) -> None:
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(built.model, datamodule=built.data, ckpt_path=checkpoint)
+    except SystemExit as error:
+        # Lightning turns Ctrl-C and SIGTERM into an exit after it has closed everything.
+        if trainer.state.status == TrainerStatus.INTERRUPTED:
+            raise Stopped(folder) from error
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+
+
+def test(folder: RunFolder, *, again: bool = False) -> dict[str, Any]:
+    """Measure the best checkpoint (chosen on validation data) on the test data, once, and write the report.
+
+    A second call gives the stored result: looking twice and keeping the better number is how test data wears out.
+
+    Args:
+        folder: a run.
+        again: measure anew and overwrite.
+
+    Returns:
+        ``test_accuracy``, ``test_loss``, ``firing_rate`` (spikes per neuron and step), ``synaptic_operations`` a sample and
+        what the same connections would cost densely, and more; the content of ``test.json``.
+
+    Raises:
+        RunError: no run, no checkpoint yet, or training is not finished.
+    """
+    stored = folder.read_json("test.json")
+    if stored is not None and not again:
+        return {**stored, "stored": True}
+    if not folder.best.is_file():
+        raise RunError(f"{folder.path} has no best checkpoint yet; go on with: spiketide train --resume {folder.path}")
+    if not folder.finished:
+        raise RunError(
+            f"{folder.path} is not finished; test data is touched once, at the end. "
+            f"Go on with: spiketide train --resume {folder.path}"
+        )
+    with folder.hold(), _logging_to(folder), _quiet():
+        recipe = load(folder)
+        built = recipe.build()
+        checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
+        built.model.load_state_dict(checkpoint["state_dict"])
+        began = time.perf_counter()
+        collector = Collector()
+        settings = {key: built.trainer[key] for key in ("accelerator", "precision", "limit_test_batches")}
+        deterministic = built.trainer["deterministic"]
+        if deterministic is None:
+            deterministic = settings["accelerator"] == "cpu" or not torch.cuda.is_available()
+        trainer = L.Trainer(
+            **settings,
+            devices=1,
+            deterministic=deterministic,
+            callbacks=[Reseed(built.seed), collector],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=sys.stderr.isatty(),
+            enable_model_summary=False,
+        )
+        trainer.test(built.model, datamodule=built.data, verbose=False)
+        result = {
+            "test_accuracy": collector.accuracy,
+            "test_loss": float(trainer.callback_metrics["test/loss"]),
+            "firing_rate": float(trainer.callback_metrics["test/rate"]),
+            "firing_rates": {name: float(rates.mean()) for name, rates in collector.rates.items()},
+            "synaptic_operations": collector.operations.sparse_per_sample,
+            "dense_operations": collector.operations.dense_per_sample,
+            "samples": collector.samples,
+            "epoch": checkpoint["epoch"],
+            "test_seconds": round(time.perf_counter() - began, 3),
+        }
+        folder.write_json("test.json", result)
+        make_report(folder, recipe, built, collector, result)
+    return {**result, "stored": False}
+
+
+def load(folder: RunFolder) -> Recipe:
+    """The recipe of a run."""
+    recipe = Recipe.load(folder.path / "recipe.yaml")
+    recipe.name = (folder.read_json("versions.json") or {}).get("recipe", recipe.name)
+    return recipe
+
+
+def _result(folder: RunFolder) -> dict[str, Any]:
+    metrics = folder.read_json("metrics.json") or {}
+    keys = ("finished", "epochs", "seconds", "best")
+    return {"run": str(folder.path), **{key: metrics.get(key) for key in keys}}
+
+
+# ------------------------------------------------------------------------------------------------- surroundings
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide Lightning's advertisements and wrong advice, and undo the global switches it turns."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    # Deterministic mode also fills every new tensor with NaN, a debugging aid that costs time and changes no result.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in NOISE:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+class _File(logging.FileHandler):
+    """A log that never stops a run: when the disk is full the checkpoint says so, better."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _logging_to(folder: RunFolder) -> Iterator[None]:
+    if not folder.writer:
+        yield
+        return
+    handler = _File(folder.path / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("spiketide", "lightning.pytorch", "py.warnings")]
+    level = log.level
+    log.setLevel(logging.INFO)
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()
+
+

@@ -1,0 +1,311 @@
+"""Broken networks are told what is wrong with them, healthy ones nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spiketide.compose import Sequential
+from spiketide.diagnose import diagnose
+from spiketide.encoders import Latency, Poisson
+from spiketide.errors import DataError, ShapeError
+from spiketide.layer import Layer
+from spiketide.neurons import LIF, LeakyIntegrator
+from spiketide.norms import BatchNorm, Dropout
+from spiketide.readouts import LastMembrane
+from spiketide.synapses import Dense
+from spiketide.types import Batch
+
+
+def batch(scale: float = 1.0) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(30, 16, 20, generator=generator) < 0.2).float() * scale
+    return Batch(
+        x, torch.randint(0, 5, (16,), generator=generator), torch.randint(20, 31, (16,), generator=generator)
+    )
+
+
+def network(**lif) -> Sequential:
+    torch.manual_seed(0)
+    model = Sequential(
+        Dense(20, 40),
+        LIF(40, tau_mem=5.0, **lif),
+        Dense(40, 30),
+        LIF(30, tau_mem=5.0),
+        Dense(30, 5),
+        LeakyIntegrator(5, tau_mem=20.0),
+    )
+    with torch.no_grad():
+        dense(model, 0).weight.mul_(6.0)
+        dense(model, 2).weight.mul_(6.0)
+    return model
+
+
+def dense(model: Sequential, index: int) -> Dense:
+    layer = model.get_submodule(str(index))
+    assert isinstance(layer, Dense)
+    return layer
+
+
+def said(model: nn.Module, batch: Batch, *words: str, **arguments) -> str:
+    """The one message with all these words."""
+    found = [m for m in diagnose(model, batch, **arguments).messages if all(word in m for word in words)]
+    assert len(found) == 1, diagnose(model, batch, **arguments).messages
+    return found[0]
+
+
+def test_a_healthy_network_gets_no_message() -> None:
+    model = network()
+    result = diagnose(model, batch())
+    assert result.messages == [] and result.healthy
+    assert [row.name for row in result.rows] == ["0", "1", "2", "3", "4", "5"]
+    assert [row.kind for row in result.rows] == ["Dense", "LIF", "Dense", "LIF", "Dense", "LeakyIntegrator"]
+    hidden, out = result.rows[1], result.rows[5]
+    assert hidden.rate is not None and 0.02 < hidden.rate < 0.5
+    assert hidden.hz == pytest.approx(1000 * hidden.rate)  # dt is 1 ms
+    assert out.rate is None and out.hz is None and out.silent is None
+    assert out.output_gradient is not None and out.output_gradient > 0
+    assert result.loss is not None and 0 < result.loss < 10
+    assert all(row.finite for row in result.rows)
+
+
+def test_the_numbers_are_the_gradients() -> None:
+    model = network()
+    data = batch()
+    result = diagnose(model, data, readout=LastMembrane())
+    y, _ = model(data.x, lengths=data.lengths)
+    loss = nn.functional.cross_entropy(LastMembrane()(y, data.lengths), data.y)
+    y.retain_grad()
+    loss.backward()
+    assert result.loss == pytest.approx(loss.item())
+    weights = [dense(model, 0).weight.grad, dense(model, 0).bias.grad]
+    assert result.rows[0].parameter_gradient == pytest.approx(
+        torch.cat([g.flatten() for g in weights]).norm().item()
+    )
+    assert result.rows[5].output_gradient == pytest.approx(y.grad.norm().item())
+
+
+def test_hertz_from_dt() -> None:
+    data = batch()
+    slow = Sequential(
+        Dense(20, 40), LIF(40, tau_mem=50.0, dt=10.0), Dense(40, 5), LeakyIntegrator(5, tau_mem=20.0)
+    )
+    with torch.no_grad():
+        dense(slow, 0).weight.mul_(6.0)
+    row = diagnose(slow, data).rows[1]
+    assert row.rate and row.hz == pytest.approx(100 * row.rate)
+
+
+def test_dead() -> None:
+    message = said(network(threshold=1e6), batch(), "never fire")
+    assert message.startswith("layer 1 (LIF): 100 % of the neurons never fire on this batch: raise the gain")
+    model = network()
+    with torch.no_grad():
+        dense(model, 2).bias[:21] = -100.0  # 21 of 30
+    assert said(model, batch(), "never fire").startswith("layer 3 (LIF): 70 %")
+
+
+def test_saturated() -> None:
+    model = network()
+    with torch.no_grad():
+        dense(model, 0).bias[:10] = 100.0  # 10 of 40
+    message = said(model, batch(), "layer 1 (LIF)")
+    assert (
+        "25 % of the neurons fire in more than 50 % of the steps" in message and "lower the gain" in message
+    )
+
+
+def test_vanishing() -> None:
+    model = network()
+    with torch.no_grad():
+        dense(model, 2).weight.mul_(1e-5)
+        dense(model, 2).bias.copy_(torch.linspace(0.5, 2.5, 30))
+    message = said(model, batch(), "gradients vanish")
+    assert "at layer 5 (LeakyIntegrator) to" in message and "at layer 1 (LIF)" in message
+
+
+def test_exploding() -> None:
+    model = network()
+    with torch.no_grad():
+        dense(model, 4).weight.mul_(1e5)
+    data = batch()
+    assert "at layer 3 (LIF)" in said(model, data, "gradients explode") or "at layer 1" in said(
+        model, data, "gradients explode"
+    )
+    assert "norm" in said(model, data, "layer 2 (Dense)", "gradient of its parameters", "clip")
+
+
+class Cut(Layer):
+    """Cuts the graph."""
+
+    def forward(self, x, state=None, *, lengths=None):
+        return x.detach(), ()
+
+
+def test_a_cut_gradient() -> None:
+    layers = list(network().children())
+    model = Sequential(*layers[:4], Cut(), *layers[4:])
+    message = said(model, batch(), "no gradient reaches 0.weight, 0.bias, 2.weight, 2.bias")
+    assert "detach" in message
+    assert said(model, batch(), "no gradient reaches the output of layer 1")
+
+
+def test_nothing_to_train() -> None:
+    model = network()
+    for p in model.parameters():
+        p.requires_grad_(False)
+    result = diagnose(model, batch())
+    assert [m for m in result.messages if "no parameter to train" in m]
+    assert all(row.parameter_gradient is None and row.output_gradient is None for row in result.rows)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_parameter_that_is_not_finite(value: float) -> None:
+    model = network()
+    with torch.no_grad():
+        dense(model, 2).weight[3, 1] = value
+    result = diagnose(model, batch())
+    assert "parameter 2.weight (weights): 1 of 1200 values are NaN or Inf" in result.messages[0]
+    assert len(result.messages) == 1  # what follows from it is not told again
+    assert next(row.name for row in result.rows if not row.finite) == "2"
+    assert "NO" in str(result)
+
+
+def test_a_time_constant_that_is_not_finite() -> None:
+    model = network(learn=("tau_mem",))
+    (tau,) = model.get_submodule("1").parameters()
+    with torch.no_grad():
+        tau.view(-1)[0] = float("nan")
+    message = said(model, batch(), "time_constants")
+    assert message.startswith("parameter 1.") and "lower learning rate" in message
+
+
+def test_an_output_that_overflows() -> None:
+    model = network()
+    with torch.no_grad():
+        dense(model, 4).weight.fill_(3e38)
+    assert said(model, batch(), "layer 5 (LeakyIntegrator): NaN or Inf in its output", "overflow")
+
+
+class Steep(torch.autograd.Function):
+    """The identity, with an infinite derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / 0.0
+
+
+class Wall(Layer):
+    def forward(self, x, state=None, *, lengths=None):
+        return Steep.apply(x), ()
+
+
+def test_a_gradient_that_is_not_finite() -> None:
+    layers = list(network().children())
+    model = Sequential(*layers[:4], Wall(), *layers[4:])
+    assert said(model, batch(), "layer 3 (LIF): NaN or Inf in its gradient", "on the way back")
+
+
+def test_a_loss_that_is_not_finite() -> None:
+    def broken(scores: Tensor, y: Tensor) -> Tensor:
+        return scores.sum() * 0 + float("inf")
+
+    assert "read-out, the loss and the labels" in said(network(), batch(), "the loss is inf", loss=broken)
+
+
+def test_input() -> None:
+    data = batch()
+    assert "every value of this batch is 0" in said(network(), batch(0.0), "input")
+    assert "values up to 255" in said(network(), batch(255.0), "input")
+    x = data.x.clone()
+    x[0, 0, :3] = float("nan")
+    result = diagnose(network(), data._replace(x=x))
+    assert result.messages == [
+        "input: 3 of 9600 values are NaN or Inf: clean the data. Nothing else was looked at."
+    ]
+    assert result.rows == [] and "NaN" in str(result)
+    with pytest.raises(DataError, match="samples"):
+        diagnose(network(), Batch(torch.zeros(30, 0, 20), torch.zeros(0, dtype=torch.int64)))
+
+
+def test_static_data_through_an_encoder() -> None:
+    static = Batch(torch.rand(16, 20, generator=torch.Generator().manual_seed(0)), batch().y)
+    assert diagnose(network(), static, encoder=Latency(20)).rows[1].rate
+    with pytest.raises(ShapeError):
+        diagnose(network(), static)
+    silent = static._replace(x=static.x * 0.4)
+    message = said(network(), silent, "the encoder gives no spike", encoder=Latency(20, threshold=0.5))
+    assert message.startswith("input")
+
+
+class Scores(nn.Module):
+    """A model with its own read-out, not a Layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return LastMembrane()(self.network(x)[0])
+
+
+def test_a_model_that_gives_scores() -> None:
+    data = batch()
+    result = diagnose(Scores(), data._replace(lengths=None))
+    assert result.messages == [] and result.rows[1].name == "network.1"
+    assert result.loss == pytest.approx(
+        nn.functional.cross_entropy(LastMembrane()(network()(data.x)[0]), data.y).item()
+    )
+
+
+class Maps(Layer):
+    def forward(self, x, state=None, *, lengths=None):
+        return x.unsqueeze(-1), ()
+
+
+def test_an_output_without_classes_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"\(T, B, C\)"):
+        diagnose(Sequential(network(), Maps()), batch())
+
+
+def test_leaves_the_model_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = Sequential(Dense(20, 40), BatchNorm(40), LIF(40), Dropout(0.3), Dense(40, 5), LeakyIntegrator(5))
+    model.zero_grad()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    diagnose(model, batch(), encoder=None)
+    diagnose(model, Batch(torch.rand(16, 20), batch().y), encoder=Poisson(10))
+    torch.set_rng_state(random)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters()) and model.training
+    diagnose(model, batch())
+    assert torch.equal(torch.get_rng_state(), random)
+    with torch.no_grad():
+        assert diagnose(model.eval(), batch()).rows[0].parameter_gradient  # also under no_grad
+    assert not model.training
+
+
+def test_table_and_json() -> None:
+    model = network(threshold=1e6)
+    result = diagnose(model, batch())
+    lines = str(result).splitlines()
+    assert " ".join(lines[0].split()) == "layer kind rate Hz silent saturated |grad out| |grad par| finite"
+    assert lines[2].split()[:5] == ["1", "LIF", "0.0000", "0.0", "100%"]
+    assert lines[7].startswith("loss ") and lines[8].startswith("- layer 1 (LIF): 100 %")
+    assert len({len(line) for line in lines[:7]}) <= 2  # aligned
+    back = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert back["healthy"] is False and back["messages"] == result.messages
+    assert back["layers"][1]["silent"] == 1.0 and back["layers"][0]["rate"] is None
+    assert "- nothing wrong found" in str(diagnose(network(), batch()))
+    with torch.no_grad():
+        dense(model, 0).weight.fill_(math.nan)
+    json.dumps(diagnose(model, batch()).to_dict(), allow_nan=False)

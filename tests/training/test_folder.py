@@ -1,0 +1,141 @@
+"""The folder of a run: taken, read-only, full; nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import tiny_recipe as tiny
+import torch
+
+import spiketide.training.folder as folder_module
+from spiketide.errors import RunError
+from spiketide.training.folder import AtomicCheckpointIO, RunFolder, latest, versions, write
+from spiketide.training.run import test as run_test
+from spiketide.training.run import train
+
+
+def refuse(code: int, names: set[str]) -> Any:
+    """An ``os.fsync`` that fails for some files: what a full disk does to a write that was buffered."""
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        if any(part in name for part in names):
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    return fsync
+
+
+def test_write_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.txt"
+    write(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse(errno.ENOSPC, {"file.txt"}))
+        with pytest.raises(RunError, match=r"disk is full.*intact"):
+            write(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]  # no half file is left lying
+    write(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_real_full_disk(tmp_path: Path) -> None:
+    """``/dev/full`` is a disk that is always full."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    temporary = tmp_path / f".file.{os.getpid()}.tmp"
+    temporary.symlink_to("/dev/full")
+    with pytest.raises(RunError, match="disk is full"):
+        write(tmp_path / "file", "content")
+
+
+def test_full_disk_in_the_third_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, saves = RunFolder(tmp_path / "run"), 0
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def third(self: Any, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        nonlocal saves
+        saves += "last" in str(path)
+        if saves == 3:
+            monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC, {"last.ckpt"}))
+        save(self, checkpoint, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", third)
+        with pytest.raises(RunError, match=r"last\.ckpt: the disk is full.*--resume"):
+            train(tiny.recipe(), folder)
+    monkeypatch.undo()
+    assert torch.load(folder.last, weights_only=True)["epoch"] == 1  # what was there is whole
+    assert train(tiny.recipe(), folder, resume=True)["epochs"] == 4
+
+
+def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "closed"
+    place.mkdir()
+    if os.geteuid() == 0:  # nothing is read-only to root: let the system call say what it says to others
+
+        def mkdir(*_: Any, **__: Any) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+    else:
+        place.chmod(0o500)
+    with pytest.raises(RunError, match=r"read-only.*--run"):
+        train(tiny.recipe(), RunFolder(place / "run"))
+
+
+def test_two_runs_in_one_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.hold(), pytest.raises(RunError, match="another process"):
+        train(tiny.recipe(), RunFolder(folder.path))
+    with folder.hold():  # free again
+        pass
+    train(tiny.recipe(max_epochs=1), folder)
+    with pytest.raises(RunError, match="already holds a run"):
+        train(tiny.recipe(max_epochs=1), folder)
+
+
+def test_helpers_of_a_distributed_run_write_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", writer=False)
+    with folder.hold():
+        folder.write_json("metrics.json", {})
+    assert not folder.path.exists()
+
+
+def test_what_is_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"holds no recipe\.yaml"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(tiny.recipe().yaml)
+    with pytest.raises(RunError, match="no best checkpoint"):
+        run_test(RunFolder.open(tmp_path))
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(RunError, match=r"cannot read .*metrics\.json"):
+        _ = RunFolder.open(tmp_path).finished
+
+
+def test_versions_and_latest(tmp_path: Path) -> None:
+    facts = versions(7)
+    assert facts["seed"] == 7
+    assert facts["torch"] == torch.__version__ or facts["torch"] in torch.__version__
+    assert facts["lightning"] == L.__version__
+    assert facts["machine"]["cores"] == os.cpu_count()
+    assert latest(tmp_path, "tiny") is None
+    for age, name in ((20, "new"), (10, "old")):
+        (tmp_path / "tiny" / name).mkdir(parents=True)
+        (tmp_path / "tiny" / name / "recipe.yaml").touch()
+        os.utime(tmp_path / "tiny" / name / "recipe.yaml", (age, age))
+    assert latest(tmp_path, "tiny") == tmp_path / "tiny" / "new"
+
+
+def test_checkpoints_go_through_the_atomic_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    real = folder_module.write
+    monkeypatch.setattr(folder_module, "write", lambda path, content: (written.append(path.name), real(path, content)))
+    train(tiny.recipe(max_epochs=1), RunFolder(tmp_path / "run"))
+    assert written.index("best.ckpt") < written.index("last.ckpt")  # a kill between them repeats the epoch
