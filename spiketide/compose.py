@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ParameterError, ShapeError
-from .layer import Layer, check_lengths, check_state, time_mask
+from .layer import Layer
 from .neurons.base import Neuron
-from .synapses.base import Synapse, silence_padding
+from .shapes import check_lengths, check_state, silence_padding, time_mask
+from .synapses.base import Synapse
 from .synapses.dense import Dense
 from .types import State
 
@@ -45,11 +46,16 @@ class Framewise(Layer):
         if not isinstance(module, nn.Module) or isinstance(module, Layer):
             raise ParameterError(f"Framewise expected a torch module that is not a Layer, got {type(module).__name__}.")
         refused = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RNNBase)
-        if isinstance(module, refused):
-            raise ParameterError(
-                f"{type(module).__name__} does not fit a sequence step by step: use spiketide.BatchNorm, spiketide.Dropout or "
-                "spiketide.Recurrent."
-            )
+        for part in module.modules():
+            if isinstance(part, refused):
+                raise ParameterError(
+                    f"{type(part).__name__} does not fit a sequence step by step: use spiketide.BatchNorm, spiketide.Dropout or "
+                    "spiketide.Recurrent."
+                )
+            if isinstance(part, Layer):
+                raise ParameterError(
+                    f"{type(module).__name__} holds a {type(part).__name__}, a layer with a time axis: use spiketide.Sequential."
+                )
         self.module = module
 
     def forward(
@@ -62,7 +68,8 @@ class Framewise(Layer):
             check_state(self, state, ())
         if lengths is not None:
             check_lengths("Framewise", x, lengths)
-        y = self.module(x.flatten(0, 1))
+        # silenced before too: what stands in the padding, even NaN, must not reach the weight gradient
+        y = self.module(silence_padding(x, lengths).flatten(0, 1))
         return silence_padding(y.unflatten(0, x.shape[:2]), lengths), ()
 
 
@@ -120,8 +127,9 @@ class Sequential(Layer):
         """Run the layers in order."""
         if state is None:
             state = self.initial_state(x)
-        if len(state) != len(self):
-            raise ShapeError(f"Sequential expected the states of {len(self)} layers, got {len(state)}; pass None to begin.")
+        if not isinstance(state, tuple) or len(state) != len(self):
+            got = len(state) if isinstance(state, tuple) else type(state).__name__
+            raise ShapeError(f"Sequential expected the states of {len(self)} layers, got {got}; pass None to begin.")
         new = []
         for layer, begin in zip(self, state, strict=True):
             x, end = layer(x, begin, lengths=lengths)
@@ -176,6 +184,8 @@ class Recurrent(Layer):
         self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Run ``T`` steps of the recurrence."""
+        if state is not None and not (isinstance(state, tuple) and len(state) == 2):
+            raise ShapeError("Recurrent expected a state (neuron, synapse), as it returns it; pass None to begin.")
         inner, outer = (None, None) if state is None else state
         if isinstance(self.synapse, Dense):
             drive = x if self.synapse.bias is None else x + self.synapse.bias

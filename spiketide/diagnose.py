@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import DataError, ShapeError
+from .errors import DataError, NonFiniteError, ShapeError
 from .layer import Layer
 from .losses import CrossEntropy
+from .neurons.base import Neuron
 from .probe import SATURATED_RATE, Records, activity, record
 from .readouts import MeanMembrane, Readout
 from .types import Batch
@@ -168,6 +169,7 @@ def diagnose(
 
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    value, gradients, stopped = None, {}, ""
     try:
         with torch.random.fork_rng(list(devices)), torch.enable_grad(), record(model) as records:
             x = batch.x if encoder is None else encoder(batch.x)
@@ -175,16 +177,20 @@ def diagnose(
                 messages.append(
                     "input: the encoder gives no spike at all: lower its threshold or raise its rate."
                 )
-            out = model(x, lengths=batch.lengths) if isinstance(model, Layer) else model(x)
-            y = out[0] if isinstance(out, tuple) else out
-            if y.dim() not in (2, 3):
-                raise ShapeError(
-                    f"diagnose expected the model to give (T, B, C), or scores (B, C), got {tuple(y.shape)}: "
-                    "flatten feature maps before the last layer."
-                )
-            scores = (readout or MeanMembrane())(y, batch.lengths) if y.dim() == 3 else y
-            value = (loss or CrossEntropy())(scores, batch.y)
-            gradients = _gradients(value, [*records.values(), *model.parameters()])
+            try:
+                out = model(x, lengths=batch.lengths) if isinstance(model, Layer) else model(x)
+            except NonFiniteError as error:
+                stopped = str(error)
+            else:
+                y = out[0] if isinstance(out, tuple) else out
+                if y.dim() not in (2, 3):
+                    raise ShapeError(
+                        "diagnose expected the model to give (T, B, C), or scores (B, C), got "
+                        f"{tuple(y.shape)}: flatten feature maps before the last layer."
+                    )
+                scores = (readout or MeanMembrane())(y, batch.lengths) if y.dim() == 3 else y
+                value = (loss or CrossEntropy())(scores, batch.y)
+                gradients = _gradients(value, [*records.values(), *model.parameters()])
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
@@ -192,9 +198,15 @@ def diagnose(
 
     rows = _rows(model, records, gradients, batch.lengths)
     # NaN makes every other number meaningless, so nothing else is said about it.
-    messages += _not_finite(model, rows, value) or (
-        _about_firing(rows) + _about_training(model, gradients) + _about_gradients(rows)
-    )
+    broken = _not_finite_parameters(model)
+    if value is None:
+        return Diagnosis(rows, messages + (broken or [_stopped(model, records, stopped)]))
+    broken = broken or _not_finite(rows, value)
+    messages += broken or [
+        *_about_firing(rows),
+        *_about_training(model, gradients),
+        *_about_gradients(rows),
+    ]
     return Diagnosis(rows, messages, value.item())
 
 
@@ -223,31 +235,35 @@ def _rows(model: nn.Module, records: Records, gradients: Gradients, lengths: Ten
     """A row for every recorded output and every other module that owns parameters, in the model's order."""
     fired = activity(records, lengths)
     rows = []
+    inside: set[nn.Module] = set()  # a neuron's constants belong to its own row
     for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        parameter_gradient = _norm(gradients, own)
-        fine = all(bool(p.isfinite().all()) for p in own)
+        if module in inside:
+            continue
         recorded = [key for key, ran in records.modules.items() if ran is module]
+        own = list(module.parameters(recurse=bool(recorded)))
+        if recorded:
+            inside.update(module.modules())
+        kind = type(module).__name__
+        norm = _norm(gradients, own)
+        fine = all(bool(p.isfinite().all()) for p in own)
         for key in recorded:
-            output_gradient = _norm(gradients, [records[key]])
-            seen = fired.get(key)
-            dt = getattr(module, "dt", None)
+            seen, y = fired.get(key), records[key]
+            dt = module.dt if isinstance(module, Neuron) else None
             rows.append(
                 Row(
                     key,
-                    type(module).__name__,
+                    kind,
                     rate=seen.rate if seen else None,
-                    hz=seen.rate * 1000.0 / dt if seen and isinstance(dt, float | int) else None,
+                    hz=seen.rate * 1000.0 / dt if seen and dt else None,
                     silent=seen.silent if seen else None,
                     saturated=seen.saturated if seen else None,
-                    output_gradient=output_gradient,
-                    parameter_gradient=parameter_gradient,
-                    finite=fine and bool(records[key].isfinite().all()),
+                    output_gradient=_norm(gradients, [y]),
+                    parameter_gradient=norm,
+                    finite=fine and bool(y.isfinite().all()),
                 )
             )
         if own and not recorded:
-            kind = type(module).__name__
-            rows.append(Row(name or kind, kind, parameter_gradient=parameter_gradient, finite=fine))
+            rows.append(Row(name or kind, kind, parameter_gradient=norm, finite=fine))
     return rows
 
 
@@ -268,8 +284,7 @@ def _about_input(x: Tensor) -> list[str]:
     return []
 
 
-def _not_finite(model: nn.Module, rows: list[Row], value: Tensor) -> list[str]:
-    """Where NaN or Inf began: in the parameters, else on the way forward, in the loss, or on the way back."""
+def _not_finite_parameters(model: nn.Module) -> list[str]:
     messages = []
     for name, p in model.named_parameters():
         bad = int((~p.isfinite()).sum())
@@ -279,8 +294,20 @@ def _not_finite(model: nn.Module, rows: list[Row], value: Tensor) -> list[str]:
                 f"parameter {name} ({role}): {bad} of {p.numel()} values are NaN or Inf: go back to an "
                 f"earlier checkpoint, and train the {role} with a lower learning rate or clipped gradients."
             )
-    if messages:
-        return messages
+    return messages
+
+
+def _stopped(model: nn.Module, records: Records, error: str) -> str:
+    """The forward did not come to its end: the first neuron without a record refused what it got."""
+    ran = set(records.modules.values())
+    for name, module in model.named_modules():
+        if isinstance(module, Neuron) and module not in ran:
+            return f"layer {name or type(module).__name__} stopped the forward: {error}"
+    return f"the forward stopped: {error}"
+
+
+def _not_finite(rows: list[Row], value: Tensor) -> list[str]:
+    """Where NaN or Inf began, with finite parameters: on the way forward, in the loss, or on the way back."""
     for row in rows:
         if not row.finite:
             return [

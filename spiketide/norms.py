@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .errors import ParameterError, ShapeError
-from .layer import Layer, check_input, check_state, time_mask
+from .layer import Layer
+from .shapes import check_input, check_state, silence_padding, time_mask
 from .types import State
 
 _BY_BATCH = (
@@ -104,15 +105,14 @@ class BatchNorm(Layer):
             check_state(self, state, ())
         if lengths is None:
             return self._normalise(x.flatten(0, 1)).unflatten(0, x.shape[:2]), ()
-        valid = time_mask(lengths.to(x.device), x.shape[0])
         if self.training:
+            valid = time_mask(lengths.to(x.device), x.shape[0])
             # Only the valid rows are handed on, so that nothing in the padding, not even NaN, can reach the
             # statistics.
             rows = self._normalise(x[valid])
             return rows.new_zeros(x.shape).index_put((valid,), rows), ()
-        past = ~valid.view(*valid.shape, *(1,) * len(self.shape))
-        rows = self._normalise(x.masked_fill(past, 0.0).flatten(0, 1))
-        return rows.unflatten(0, x.shape[:2]).masked_fill(past, 0.0), ()
+        rows = self._normalise(silence_padding(x, lengths).flatten(0, 1))
+        return silence_padding(rows.unflatten(0, x.shape[:2]), lengths), ()
 
     def _normalise(self, rows: Tensor) -> Tensor:
         """Normalise ``(valid steps, C, *space)``."""
@@ -207,11 +207,7 @@ class Dropout(Layer):
             state = self.initial_state(x)
         else:
             check_state(self, state, (x[0],) if self.training and self.p > 0.0 else ())
-        y = x * state[0] if state else x
-        if lengths is not None:
-            valid = time_mask(lengths.to(x.device), x.shape[0])
-            y = y.masked_fill(~valid.view(*valid.shape, *(1,) * (x.dim() - 2)), 0.0)
-        return y, state
+        return silence_padding(x * state[0] if state else x, lengths), state
 
     def extra_repr(self) -> str:
         """The arguments, for ``print(module)``."""

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .compose import Recurrent
 from .errors import DataError, ShapeError
-from .layer import check_lengths, time_mask
+from .neurons.base import Neuron
+from .shapes import check_lengths, silence_padding
 
 SATURATED_RATE = 0.5
 """A neuron that fires in more than this share of the steps is called saturated."""
@@ -33,13 +35,13 @@ class Records(dict[str, Tensor]):
 
 
 def is_spiking(module: nn.Module) -> bool:
-    """Whether the outputs of a neuron are spikes, by its class attribute ``spiking``."""
-    return bool(getattr(module, "spiking", False))
+    """Whether a module is a neuron whose outputs are spikes (a read-out integrator's are not)."""
+    return isinstance(module, Neuron) and module.spiking
 
 
 @contextmanager
 def record(
-    model: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...] | None = None
+    model: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = Neuron
 ) -> Iterator[Records]:
     """Record the outputs of every neuron of a model in its last forward.
 
@@ -64,13 +66,8 @@ def record(
     Args:
         model: Any module; names are those of ``model.named_modules()``, and the class name for ``model``
             itself.
-        kinds: Record modules of these classes instead of :class:`spiketide.neurons.base.Neuron`. A model
-            that has none gives empty records.
+        kinds: Record the modules of these classes. A model that has none gives empty records.
     """
-    if kinds is None:
-        from .neurons.base import Neuron
-
-        kinds = Neuron
     found = {name or type(model).__name__: m for name, m in model.named_modules() if isinstance(m, kinds)}
     records = Records()
 
@@ -78,21 +75,39 @@ def record(
         records.clear()
         records.modules.clear()
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            y = output[0] if isinstance(output, tuple) else output
-            key, times = name, 1
-            while key in records:
-                times += 1
-                key = f"{name}#{times}"
-            records[key] = y
-            records.modules[key] = module
+    names = {module: name for name, module in found.items()}
 
-        return hook
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        name = key = names[module]
+        times = 1
+        while key in records:
+            times += 1
+            key = f"{name}#{times}"
+        records[key] = output[0] if isinstance(output, tuple) else output
+        records.modules[key] = module
+
+    # A recurrence through a synapse with a state runs its neuron step by step: its own output is recorded
+    # for the whole sequence instead.
+    before: dict[nn.Module, set[str]] = {}
+
+    def enter(module: nn.Module, args: Any) -> None:
+        before[module] = set(records)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        neuron = module.get_submodule("neuron")
+        for key in [
+            key for key, ran in records.modules.items() if ran is neuron and key not in before[module]
+        ]:
+            del records[key], records.modules[key]
+        keep(neuron, args, output)
 
     handles = [model.register_forward_pre_hook(begin)]
     try:
-        handles += [module.register_forward_hook(keep(name)) for name, module in found.items()]
+        for module in model.modules():
+            if isinstance(module, Recurrent) and module.neuron in names:
+                handles.append(module.register_forward_pre_hook(enter))
+                handles.append(module.register_forward_hook(leave))
+        handles += [module.register_forward_hook(keep) for module in names]
         yield records
     finally:
         for handle in handles:
@@ -125,14 +140,10 @@ def neuron_rates(spikes: Tensor, lengths: Tensor | None = None) -> Tensor:
             raise DataError(f"firing rates expected at least one step, got spikes {tuple(spikes.shape)}.")
         return spikes.mean((0, 1))
     check_lengths("firing rates", spikes, lengths)
-    lengths = lengths.to(spikes.device)
     valid = int(lengths.sum())
     if valid == 0:
         raise DataError("firing rates expected at least one valid step, got lengths that are all 0.")
-    if int(lengths.max()) > steps:
-        raise ShapeError(f"firing rates expected lengths up to T = {steps}, got {int(lengths.max())}.")
-    mask = time_mask(lengths, steps).view(steps, samples, *(1,) * (spikes.dim() - 2))
-    return spikes.masked_fill(~mask, 0.0).sum((0, 1)) / valid
+    return silence_padding(spikes, lengths).sum((0, 1)) / valid
 
 
 class Activity(NamedTuple):

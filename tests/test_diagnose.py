@@ -40,8 +40,8 @@ def network(**lif) -> Sequential:
         LeakyIntegrator(5, tau_mem=20.0),
     )
     with torch.no_grad():
-        dense(model, 0).weight.mul_(6.0)
-        dense(model, 2).weight.mul_(6.0)
+        dense(model, 0).weight.mul_(2.0)
+        dense(model, 2).weight.mul_(2.0)
     return model
 
 
@@ -95,17 +95,18 @@ def test_hertz_from_dt() -> None:
         Dense(20, 40), LIF(40, tau_mem=50.0, dt=10.0), Dense(40, 5), LeakyIntegrator(5, tau_mem=20.0)
     )
     with torch.no_grad():
-        dense(slow, 0).weight.mul_(6.0)
+        dense(slow, 0).weight.mul_(2.0)
     row = diagnose(slow, data).rows[1]
     assert row.rate and row.hz == pytest.approx(100 * row.rate)
 
 
 def test_dead() -> None:
-    message = said(network(threshold=1e6), batch(), "never fire")
+    message = said(network(threshold=1e6), batch(), "layer 1 (LIF)")
     assert message.startswith("layer 1 (LIF): 100 % of the neurons never fire on this batch: raise the gain")
     model = network()
     with torch.no_grad():
         dense(model, 2).bias[:21] = -100.0  # 21 of 30
+        dense(model, 2).bias[21:] = 0.3
     assert said(model, batch(), "never fire").startswith("layer 3 (LIF): 70 %")
 
 
@@ -171,12 +172,14 @@ def test_a_parameter_that_is_not_finite(value: float) -> None:
     result = diagnose(model, batch())
     assert "parameter 2.weight (weights): 1 of 1200 values are NaN or Inf" in result.messages[0]
     assert len(result.messages) == 1  # what follows from it is not told again
-    assert next(row.name for row in result.rows if not row.finite) == "2"
+    assert [row.name for row in result.rows if not row.finite] == ["2"] and result.loss is None
     assert "NO" in str(result)
 
 
 def test_a_time_constant_that_is_not_finite() -> None:
     model = network(learn=("tau_mem",))
+    assert diagnose(model, batch()).rows[1].parameter_gradient  # a neuron's constants belong to its row
+    assert [row.name for row in diagnose(model, batch()).rows] == ["0", "1", "2", "3", "4", "5"]
     (tau,) = model.get_submodule("1").parameters()
     with torch.no_grad():
         tau.view(-1)[0] = float("nan")
@@ -188,7 +191,28 @@ def test_an_output_that_overflows() -> None:
     model = network()
     with torch.no_grad():
         dense(model, 4).weight.fill_(3e38)
-    assert said(model, batch(), "layer 5 (LeakyIntegrator): NaN or Inf in its output", "overflow")
+    message = said(model, batch(), "NaN or infinity")
+    assert message.startswith("layer 5 stopped the forward: LeakyIntegrator expected finite input")
+
+
+class Unchecked(LeakyIntegrator):
+    """Does not look at its numbers, as no neuron does on a GPU."""
+
+    def _check_finite(self, *args) -> None:
+        pass
+
+
+def test_an_output_that_overflows_unnoticed() -> None:
+    layers = list(network().children())[:5]
+    model = Sequential(*layers, Unchecked(5))
+    with torch.no_grad():
+        dense(model, 4).weight.fill_(3e38)
+    result = diagnose(model, batch())
+    assert result.messages == [
+        said(model, batch(), "layer 5 (Unchecked): NaN or Inf in its output", "overflow")
+    ]
+    assert [row.name for row in result.rows if not row.finite] == ["5"]
+    json.dumps(result.to_dict(), allow_nan=False)
 
 
 class Steep(torch.autograd.Function):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from spiketide.errors import DataError, ParameterError, ShapeError
 from spiketide.losses import Activity, CrossEntropy, Regulariser, Silence, SpikeRate
+from spiketide.neurons import LIF, LeakyIntegrator
 from spiketide.probe import Records
 from spiketide.readouts import SumSoftmax
 
@@ -137,12 +138,9 @@ def test_gradcheck(penalty: Regulariser) -> None:
 
 @every
 def test_only_spiking_records_count(penalty: Regulariser) -> None:
-    class Spiking(torch.nn.Module):
-        spiking = True
-
     records = Records()
     records["hidden"], records["out"] = S, 100 * S
-    records.modules.update(hidden=Spiking(), out=torch.nn.Identity())
+    records.modules.update(hidden=LIF(2), out=LeakyIntegrator(2))
     assert penalty(records, LENGTHS).item() == penalty({"hidden": S}, LENGTHS).item()
     with pytest.raises(DataError, match="record"):
         penalty({})
@@ -168,7 +166,7 @@ def test_refuses_parameters(build, message: str) -> None:
 def test_refuses_lengths(penalty: Regulariser) -> None:
     with pytest.raises(DataError, match="all 0"):
         penalty({"0": S}, torch.tensor([0, 0]))
-    with pytest.raises(ShapeError, match="up to T = 4, got 5"):
+    with pytest.raises(ShapeError, match="from 0 to T = 4, got 0 to 5"):
         penalty({"0": S}, torch.tensor([5, 0]))
     with pytest.raises(ShapeError, match="lengths"):
         penalty({"0": S}, torch.tensor([4]))

@@ -90,10 +90,31 @@ def test_a_recurrent_neuron_is_recorded_once_and_whole() -> None:
     with record(model) as records:
         inner, _ = model.get_submodule("0")(X * 4)
         model(X * 4)
-    names = list(records)
-    assert len(names) == 2 and names[0].startswith("0")
-    assert torch.equal(records[names[0]], inner) and inner.mean().item() > 0.01
-    assert list(records.spikes()) == names[:1]
+    assert list(records) == ["0.neuron", "1"] and list(records.spikes()) == ["0.neuron"]
+    assert torch.equal(records["0.neuron"], inner) and inner.mean().item() > 0.01
+
+
+class Leaky(Layer):
+    """A synapse with a state, which Recurrent runs step by step."""
+
+    def initial_state(self, x):
+        return (x.new_zeros(x.shape[1:]),)
+
+    def forward(self, x, state=None, *, lengths=None):
+        trace = (state or self.initial_state(x))[0] * 0.5 + x[0]
+        return -trace.unsqueeze(0), (trace,)
+
+
+def test_a_neuron_run_step_by_step_is_recorded_whole() -> None:
+    model = Sequential(Recurrent(LIF(6, tau_mem=2.0), Leaky()), Recurrent(LIF(6, tau_mem=2.0), Leaky()))
+    with record(model) as records:
+        y, _ = model(X * 4)
+        first, _ = model[0](X * 4)
+    assert list(records) == ["0.neuron", "1.neuron", "0.neuron#2"]
+    assert torch.equal(records["1.neuron"], y) and torch.equal(records["0.neuron"], first)
+    assert torch.equal(records["0.neuron#2"], first) and 0.05 < first.mean().item() < 0.9
+    assert records.modules["0.neuron"] is model[0].neuron
+    assert hooks(model) == 0
 
 
 def test_hooks_are_gone_also_after_an_error() -> None:
@@ -152,7 +173,7 @@ def test_rates_refuse() -> None:
     s = torch.zeros(4, 2, 3)
     with pytest.raises(DataError, match="all 0"):
         neuron_rates(s, torch.tensor([0, 0]))
-    with pytest.raises(ShapeError, match="up to T = 4"):
+    with pytest.raises(ShapeError, match="from 0 to T = 4, got 1 to 5"):
         neuron_rates(s, torch.tensor([5, 1]))
     with pytest.raises(ShapeError, match="lengths"):
         neuron_rates(s, torch.tensor([1]))

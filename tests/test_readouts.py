@@ -163,7 +163,7 @@ def test_refuses(readout: Readout) -> None:
             call(y, torch.tensor([6, 0]))
         with pytest.raises(DataError, match="got 0"):
             call(y[:0])
-        with pytest.raises(ShapeError, match="up to T = 6, got 7"):
+        with pytest.raises(ShapeError, match="from 0 to T = 6, got 6 to 7"):
             call(y, torch.tensor([6, 7]))
         with pytest.raises(ShapeError, match="lengths"):
             call(y, torch.tensor([6, 6, 6]))

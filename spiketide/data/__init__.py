@@ -37,7 +37,7 @@ _HOME = {
 # module of the package imports it, so the function is bound eagerly. It needs nothing but torch.
 from .collate import collate as collate  # noqa: E402
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

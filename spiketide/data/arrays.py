@@ -80,8 +80,7 @@ class ArrayData(DataModule):
             if len(samples.x) != len(samples.y):
                 raise ShapeError(
                     f"ArrayData expected one label for each of {len(samples.x)} samples in y_{part}, got "
-                    f"{len(samples.y)}. "
-                    "Arrays are sample-first here: x (n, T, *N)."
+                    f"{len(samples.y)}. Arrays are sample-first here: x (n, T, *N)."
                 )
         if class_names is None:
             class_names = [str(label) for label in range(int(self._parts["train"].y.max()) + 1)]
@@ -115,7 +114,7 @@ class ArrayData(DataModule):
         """The rows of each part; test rows count on from the last training row."""
         if "test" in self._parts:
             return super().split_indices
-        training = self._read_training()
+        training = self._prepared_training()
         return {
             "train": training.ids[self._train_rows].tolist(),
             "validation": training.ids[self._validation_rows].tolist(),
@@ -125,14 +124,14 @@ class ArrayData(DataModule):
 
 def _tensor(value: Any, name: str) -> Tensor:
     try:
-        tensor = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+        return (
+            value.detach().cpu().clone() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+        )
     except (TypeError, ValueError) as problem:
         raise ShapeError(
             f"ArrayData expected numbers of one shape in {name}, got something else ({problem}). Sequences "
-            "of different "
-            "lengths are a list of arrays (T_i, *N) with temporal=True."
+            "of different lengths are a list of arrays (T_i, *N) with temporal=True."
         ) from problem
-    return tensor
 
 
 def _inputs(value: Any, name: str, temporal: bool) -> Tensor | list[Tensor]:
@@ -155,9 +154,8 @@ def _inputs(value: Any, name: str, temporal: bool) -> Tensor | list[Tensor]:
         x = _tensor(value, name).to(torch.float32)
         if x.dim() < (3 if temporal else 2):
             raise ShapeError(
-                f"ArrayData expected {name} {'(n, T, *N)' if temporal else '(n, *N)'}, got "
-                f"{tuple(x.shape)}. Single numbers "
-                "have N = (1,)."
+                f"ArrayData expected {name} {'(n, T, *N)' if temporal else '(n, *N)'}, got {tuple(x.shape)}. "
+                "Single numbers have N = (1,)."
             )
         if 0 in x.shape:
             raise DataError(f"ArrayData got an empty {name}, {tuple(x.shape)}.")

@@ -27,7 +27,7 @@ class RemoteFile(NamedTuple):
     """Place under the data root, with forward slashes."""
     url: str
     size: int
-    """Bytes; told to whoever must fetch the file by hand."""
+    """Bytes, told to whoever must fetch the file by hand; 0: not known."""
     sha256: str | None
     """Checked once, after the download. ``None``: the caller verifies what is inside."""
 
@@ -53,7 +53,7 @@ def user_cache() -> Path:
     return user_cache_path("spiketide", appauthor=False)
 
 
-def fetch(files: Sequence[RemoteFile], root: Path, *, title: str) -> list[Path]:
+def fetch(files: Sequence[RemoteFile], root: Path, *, title: str, hint: str = "") -> list[Path]:
     """Make every file present under ``root`` and return the paths.
 
     A file that is there is left alone: its reader verifies it. A missing one is downloaded to
@@ -65,6 +65,7 @@ def fetch(files: Sequence[RemoteFile], root: Path, *, title: str) -> list[Path]:
         files: what is needed.
         root: the data folder.
         title: the data set's name, for messages.
+        hint: another way to put the data there by hand, for the message.
 
     Raises:
         DataError: not there and not to be had; the message says which files to put where.
@@ -78,11 +79,11 @@ def fetch(files: Sequence[RemoteFile], root: Path, *, title: str) -> list[Path]:
                 why = _explain(problem)
                 if why is None:
                     raise
-                raise missing(files, root, title=title, why=why) from problem
+                raise _missing(files, root, title, why, hint) from problem
     return paths
 
 
-def missing(files: Sequence[RemoteFile], root: Path, *, title: str, why: str) -> DataError:
+def _missing(files: Sequence[RemoteFile], root: Path, title: str, why: str, hint: str) -> DataError:
     """The error that says which files to put where."""
     lines = [
         f"{title} is not complete under {root}, and it could not be downloaded: {why}",
@@ -90,12 +91,14 @@ def missing(files: Sequence[RemoteFile], root: Path, *, title: str, why: str) ->
     ]
     for file in files:
         if not (root / file.path).is_file():
+            size = f"  {file.size:,} bytes" if file.size else ""
             digest = f", sha256 {file.sha256}" if file.sha256 else ""
-            lines.append(f"  {root / file.path}  ({file.size:,} bytes{digest})\n    from {file.url}")
+            lines.append(f"  {root / file.path}{size}{digest}\n    from {file.url}")
+    if hint:
+        lines.append(hint)
     lines.append(
         f"or set the environment variable {ENVIRONMENT} (or the argument root) to a folder that holds them "
-        "as "
-        f"{', '.join(sorted({file.path.split('/')[0] + '/' for file in files}))}."
+        f"as {', '.join(sorted({file.path.split('/')[0] + '/' for file in files}))}."
     )
     return DataError("\n".join(lines))
 

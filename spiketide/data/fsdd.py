@@ -8,6 +8,7 @@ import itertools
 import shutil
 import wave
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
@@ -108,8 +109,7 @@ class FSDD(DataModule):
         if held_out_speaker is not None and held_out_speaker == validation_speaker:
             raise ParameterError(
                 "FSDD expected a validation_speaker other than the held_out_speaker, got "
-                f"{held_out_speaker!r} for both: "
-                "the test speaker must not be used to choose anything."
+                f"{held_out_speaker!r} for both: the test speaker must not be used to choose anything."
             )
         if max_steps is not None and max_steps < 1:
             raise ParameterError(f"FSDD expected max_steps of 1 or more, got {max_steps}.")
@@ -148,19 +148,16 @@ class FSDD(DataModule):
 
     def prepare_data(self) -> None:
         """Download and unpack the recordings when there are none; compute the frames that are not cached."""
-        home = self.data_root / "fsdd"
-        if not any((home / "recordings").glob("*.wav")):
-            (archive,) = fetch([self.archive], self.data_root, title="FSDD")
-            unpack(archive, home / "recordings", self.digest)
-            archive.unlink()
+        if not self._present():
+            self._install()
         self._all_frames()
 
     def read(self, part: Literal["train", "test"]) -> Samples:
         """Frames of one part; ``ids`` are places in :attr:`recordings`."""
         ids = [number for number, it in enumerate(self.recordings) if self._is_test(*it) == (part == "test")]
-        frames = self._all_frames()
+        frames, recordings = self._all_frames(), self.recordings
         x = [torch.from_numpy(frames[number][: self.max_steps]) for number in ids]
-        y = torch.tensor([self.recordings[number][0] for number in ids])
+        y = torch.tensor([recordings[number][0] for number in ids])
         return Samples(x, y, torch.tensor(ids))
 
     def carve(self, samples: Samples) -> tuple[Tensor, Tensor]:
@@ -172,6 +169,30 @@ class FSDD(DataModule):
             [recordings[number][1] == self.validation_speaker for number in samples.ids.tolist()]
         )
         return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+    @property
+    def _folder(self) -> Path:
+        return self.data_root / "fsdd" / "recordings"
+
+    def _present(self) -> bool:
+        return any(self._folder.glob("*.wav"))
+
+    def _install(self) -> None:
+        from filelock import FileLock
+
+        archive = self.data_root / self.archive.path
+        ours = not archive.is_file()  # one that was put there by hand stays
+        fetch(
+            [self.archive],
+            self.data_root,
+            title="FSDD",
+            hint=f"or unpack it so that the wav files lie in {self._folder},",
+        )
+        with FileLock(archive.with_name(".unpack.lock")):
+            if not self._present():  # else another process was faster
+                unpack(archive, self._folder, self.digest)
+                if ours:
+                    archive.unlink()
 
     def _is_test(self, digit: int, speaker: str, index: int) -> bool:
         if self.held_out_speaker is None:
@@ -192,17 +213,15 @@ class FSDD(DataModule):
         return self._frames
 
     def _contents(self) -> tuple[list[Path], list[bytes]]:
-        folder = self.data_root / "fsdd" / "recordings"
+        folder = self._folder
         paths = [folder / f"{digit}_{speaker}_{index}.wav" for digit, speaker, index in self.recordings]
         lacking = [path.name for path in paths if not path.is_file()]
         if lacking:
             raise DataError(
                 f"FSDD expected {len(paths)} recordings {{digit}}_{{speaker}}_{{index}}.wav in {folder}, "
-                f"{len(lacking)} are "
-                f"missing (the first: {lacking[0]}). Run prepare_data() with that folder empty or away to "
-                "download them, copy "
-                f"them there, or set {ENVIRONMENT} (or the argument root) to the folder that holds "
-                "fsdd/recordings/."
+                f"{len(lacking)} are missing (the first: {lacking[0]}). Run prepare_data() with that folder "
+                f"empty or away to download them, copy them there, or set {ENVIRONMENT} (or the argument "
+                "root) to the folder that holds fsdd/recordings/."
             )
         return paths, [path.read_bytes() for path in paths]
 
@@ -237,12 +256,11 @@ def decode_wav(raw: bytes, path: Path) -> NDArray[np.float32]:
             f"{path} is truncated: its header promises {promised} samples, it has {len(samples) // 2}. "
             f"{remedy}"
         )
-    return np.frombuffer(samples, "<i2").astype(np.float32) / 32768
+    return np.frombuffer(samples, "<i2").astype(np.float32) / np.float32(32768)
 
 
 def unpack(archive: Path, target: Path, digest: str) -> None:
-    """Take the recordings out of the release archive, verify them together, and put them in place in one
-    move.
+    """Take the recordings out of the release archive, verify them, and put them in place in one move.
 
     Args:
         archive: the zip.
@@ -250,12 +268,12 @@ def unpack(archive: Path, target: Path, digest: str) -> None:
         digest: SHA256 over the sorted lines of ``sha256sum recordings/*.wav``.
 
     Raises:
-        DataError: not a zip, or other recordings than expected; nothing is left behind, the archive neither.
+        DataError: not a zip, or other recordings than expected; ``target`` is as it was.
     """
     partial = target.with_name(".recordings.part")
     shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         lines = []
         with zipfile.ZipFile(archive) as store:
             for entry in store.infolist():
@@ -268,16 +286,14 @@ def unpack(archive: Path, target: Path, digest: str) -> None:
         if found != digest:
             raise DataError(
                 f"{archive} holds other recordings than expected ({len(lines)} files, digest {found}, "
-                f"expected {digest}); it "
-                "is removed. Run again to download it once more."
+                f"expected {digest}). Delete it and run again to download it once more."
             )
         partial.replace(target)
-    except (zipfile.BadZipFile, DataError) as problem:
-        archive.unlink()
-        if isinstance(problem, DataError):
-            raise
+    except (zipfile.BadZipFile, zlib.error) as problem:
         raise DataError(
-            f"{archive} is not a whole zip file ({problem}); it is removed. Run again."
+            f"{archive} is not a whole zip file ({problem}). Delete it and run again."
         ) from problem
+    except OSError as problem:
+        raise DataError(f"{archive} cannot be unpacked to {target}: {problem}.") from problem
     finally:
         shutil.rmtree(partial, ignore_errors=True)

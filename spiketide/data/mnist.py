@@ -29,14 +29,13 @@ class IdxImages(DataModule):
 
         False     x (B, 1, 28, 28)    static: an encoder gives it time
         "pixels"  x (784, B, 1)       x[t] = image[t // 28, t % 28]
-        "pixels" with permutation_seed    x[t] = image[p[t] // 28, p[t] % 28], one p for all samples of all "
-        "parts
+        with permutation_seed         x[t] = image[p[t] // 28, p[t] % 28], one p for all samples
         "rows"    x (28, B, 28)       x[t] = image[t, :]
 
     Example:
         >>> from spiketide.data import MNIST
-        >>> MNIST().sample_shape, MNIST(as_sequence="pixels").sample_shape, MNIST(as_sequence="rows").sample_shape
-        ((1, 28, 28), (1,), (28,))
+        >>> [MNIST(as_sequence=form).sample_shape for form in (False, "pixels", "rows")]
+        [(1, 28, 28), (1,), (28,)]
 
     Shapes:
         as above, float32 in [0, 1]; ``y (B,)``; no lengths.
@@ -68,8 +67,8 @@ class IdxImages(DataModule):
         if permutation_seed is not None and as_sequence != "pixels":
             raise ParameterError(
                 f"{type(self).__name__} expected as_sequence='pixels' with "
-                f"permutation_seed={permutation_seed}, got "
-                f"as_sequence={as_sequence!r}: only the order of pixels in time can be permuted."
+                f"permutation_seed={permutation_seed}, got as_sequence={as_sequence!r}: only the order of "
+                "pixels in time can be permuted."
             )
         if permutation_seed is not None and not 0 <= permutation_seed < 2**32:
             raise ParameterError(
@@ -117,8 +116,8 @@ class IdxImages(DataModule):
         if labels.dtype != np.uint8 or labels.shape != images.shape[:1]:
             raise DataError(
                 f"{labels_path} expected {images.shape[0]} labels, one byte for each image of "
-                f"{images_path.name}, it holds "
-                f"{labels.shape} {labels.dtype}: the two files do not belong together."
+                f"{images_path.name}, it holds {labels.shape} {labels.dtype}: the two files do not belong "
+                "together."
             )
         x = torch.from_numpy(images)
         if self.as_sequence is False:

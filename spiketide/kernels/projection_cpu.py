@@ -6,11 +6,12 @@ Both directions are the same sum of gathered rows::
     dw[j, :] =        sum over the nonzeros (r, j) of  x[r, j] * gy[r, :]       weight gradient
 
 What decides the speed is the second-level cache: every gathered row is read from there. So the columns are
-cut into tiles such that the gathered matrix (the weights, or a block of rows of ``gy``) fits, and a tile that is
-not the whole row is first copied together: rows a power of two apart would fall into the same few sets of the
-cache. The sum of 64 columns stays in registers while its events pass by. Numba's loops cannot say that (their
-vectors would be written back and read again for every few events: 1.5 times slower), so this one loop,
-and the search for nonzeros, are given to the compiler as vector instructions. They are LLVM's own, for any machine.
+cut into tiles such that the gathered matrix (the weights, or a block of rows of ``gy``) fits, and a tile
+that is not the whole row is first copied together: rows a power of two apart would fall into the same few
+sets of the cache. The sum of 64 columns stays in registers while its events pass by. Numba's loops cannot
+say that (their vectors would be written back and read again for every few events: 1.5 times slower), so
+this one loop, and the search for nonzeros, are given to the compiler as vector instructions. They are
+LLVM's own, for any machine.
 
 The order of every sum is that of the events, whatever the tiles and the number of threads.
 """
@@ -21,24 +22,24 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba import extending, njit, prange, types
 
 from .threading import kernel, threads
 
 Array = np.ndarray[Any, Any]
+intrinsic: Any = extending.intrinsic  # what it makes is called with other arguments than it is written with
 
-WEIGHT_TILE_BYTES = 640 << 10
-"""Most bytes of a tile of the weights: with the rows of ``y`` that pass by it fits a second-level cache of 1 MiB."""
+WEIGHT_TILE_BYTES = 1 << 20
+"""Most bytes of a tile of the weights: half of the second-level cache of the machine it was tuned on."""
 
-GRADIENT_TILE = 128
+GRADIENT_TILE = 256
 """Columns of a tile of the weight gradient."""
 
 GRADIENT_BLOCK_BYTES = 512 << 10
-"""Bytes of a block of rows of ``gy``: beside it the tile of the weight gradient, that it is added to, has to stay."""
+"""Bytes of a block of rows of ``gy``; the weight gradient, that it is added to, passes by."""
 
 WIDE, NARROW = 64, 16
-"""Columns summed in registers at once: four AVX-512 registers (eight of AVX2), and one for what is left of a row."""
+"""Columns summed in registers at once: four AVX-512 registers (eight of AVX2), and one for the rest."""
 
 
 # -------------------------------------------------------------------------------------- vector instructions
@@ -56,7 +57,10 @@ def _load(builder: Any, pointer: Any, vector: Any, align: int) -> Any:
 
 
 def _gather(lanes: int, valued: bool) -> Any:
-    """Generate the loop ``for e in range(first, last): out[at:at+lanes] += values[e] * matrix[index[e], begin:begin+lanes]``."""
+    """Generate the loop that adds rows of ``lanes`` columns (times their values) to a sum in registers.
+
+    ``for e in range(first, last): out[at : at+lanes] += values[e] * matrix[index[e], begin : begin+lanes]``
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         out, at, matrix, begin, index, values, first, last, _ = arguments
@@ -85,7 +89,9 @@ def _gather(lanes: int, valued: bool) -> Any:
             value = builder.load(_pointer(context, builder, kinds[5], values, event))
             one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
             all_lanes = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-            term = builder.fmul(builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), all_lanes), term)
+            term = builder.fmul(
+                builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), all_lanes), term
+            )
         event.add_incoming(builder.add(event, word(1)), body)
         total.add_incoming(builder.fadd(total, term), body)
         builder.branch(head)
@@ -103,15 +109,37 @@ def _gather_signature(out: Any, matrix: Any, index: Any, values: Any, lanes: Any
 
 
 @intrinsic(prefer_literal=True)
-def _add_rows(typing: Any, out: Any, at: Any, matrix: Any, begin: Any, index: Any, values: Any, first: Any, last: Any, lanes: Any) -> Any:
-    """Add the rows of ``matrix`` that ``index[first:last]`` names, ``lanes`` columns from ``begin``, to ``out`` from ``at``."""
+def _add_rows(
+    typing: Any,
+    out: Any,
+    at: Any,
+    matrix: Any,
+    begin: Any,
+    index: Any,
+    values: Any,
+    first: Any,
+    last: Any,
+    lanes: Any,
+) -> Any:
+    """``out[at:at+lanes] += sum over e in first:last of matrix[index[e], begin:begin+lanes]``."""
     if isinstance(lanes, types.IntegerLiteral):
         return _gather_signature(out, matrix, index, values, lanes), _gather(lanes.literal_value, False)
     return None
 
 
 @intrinsic(prefer_literal=True)
-def _add_scaled_rows(typing: Any, out: Any, at: Any, matrix: Any, begin: Any, index: Any, values: Any, first: Any, last: Any, lanes: Any) -> Any:
+def _add_scaled_rows(
+    typing: Any,
+    out: Any,
+    at: Any,
+    matrix: Any,
+    begin: Any,
+    index: Any,
+    values: Any,
+    first: Any,
+    last: Any,
+    lanes: Any,
+) -> Any:
     """The same with every row multiplied by its value."""
     if isinstance(lanes, types.IntegerLiteral):
         return _gather_signature(out, matrix, index, values, lanes), _gather(lanes.literal_value, True)
@@ -120,7 +148,7 @@ def _add_scaled_rows(typing: Any, out: Any, at: Any, matrix: Any, begin: Any, in
 
 @intrinsic
 def _compare_64(typing: Any, x: Any, row: Any, begin: Any) -> Any:
-    """Of ``x[row, begin : begin + 64]``, one bit for each: which are not zero, and which are neither zero nor one."""
+    """A bit for each of ``x[row, begin : begin+64]``: which are not zero; which are neither zero nor one."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         matrix, row, begin = arguments
@@ -143,7 +171,9 @@ def _compare_64(typing: Any, x: Any, row: Any, begin: Any) -> Any:
 @intrinsic
 def _count_bits(typing: Any, word: Any) -> Any:
     """How many bits of a 64-bit word are set."""
-    return types.uint64(types.uint64), lambda context, builder, signature, arguments: builder.ctpop(arguments[0])
+    return types.uint64(types.uint64), lambda context, builder, signature, arguments: builder.ctpop(
+        arguments[0]
+    )
 
 
 @intrinsic
@@ -190,7 +220,9 @@ def mark(x: Array, masks: Array, counts: Array, bounds: Array, graded: Array) ->
 
 
 @njit(nogil=True, cache=True)
-def _list_rows(x: Array, masks: Array, starts: Array, columns: Array, values: Array, first: int, last: int) -> None:
+def _list_rows(
+    x: Array, masks: Array, starts: Array, columns: Array, values: Array, first: int, last: int
+) -> None:
     valued = values.shape[0] > 0
     for r in range(first, last):
         e = starts[r]
@@ -214,10 +246,20 @@ def list_events(x: Array, masks: Array, starts: Array, columns: Array, values: A
 
 
 @njit(nogil=True, cache=True)
-def _sort_block(starts: Array, columns: Array, values: Array, first: int, last: int, ends: Array, rows: Array, moved: Array) -> None:
+def _sort_block(
+    starts: Array,
+    columns: Array,
+    values: Array,
+    first: int,
+    last: int,
+    ends: Array,
+    rows: Array,
+    moved: Array,
+) -> None:
     """The events of a block of rows sorted by column; those of column ``j`` end before ``ends[j + 1]``."""
     valued = values.shape[0] > 0
-    ends[:] = 0
+    for j in range(ends.shape[0]):
+        ends[j] = 0
     for e in range(starts[first], starts[last]):
         ends[columns[e] + 1] += 1
     total = starts[first]
@@ -239,7 +281,9 @@ def _sort_block(starts: Array, columns: Array, values: Array, first: int, last: 
 
 
 @kernel
-def sort_events(starts: Array, columns: Array, values: Array, block: int, ends: Array, rows: Array, moved: Array) -> None:
+def sort_events(
+    starts: Array, columns: Array, values: Array, block: int, ends: Array, rows: Array, moved: Array
+) -> None:
     """The lists by column instead of by row, for every block of rows."""
     n_rows = starts.shape[0] - 1
     for i in prange(ends.shape[0]):
@@ -273,31 +317,52 @@ def _add_events(out: Array, matrix: Array, index: Array, values: Array, first: i
 
 @njit(nogil=True, cache=True)
 def _packed(matrix: Array, first: int, last: int, begin: int, width: int) -> Array:
-    """The tile ``matrix[first:last, begin:begin+width]`` copied together, with zeros up to a multiple of 16 columns."""
-    tile = np.zeros((last - first, (width + NARROW - 1) // NARROW * NARROW), matrix.dtype)
+    """``matrix[first:last, begin:begin+width]`` copied together; zeros up to a multiple of 16 columns."""
+    tile = np.empty((last - first, (width + NARROW - 1) // NARROW * NARROW), matrix.dtype)
     for r in range(first, last):
-        tile[r - first][:width] = matrix[r][begin : begin + width]
+        source, target = matrix[r][begin : begin + width], tile[r - first]
+        for n in range(width):
+            target[n] = source[n]
+        for n in range(width, target.shape[0]):
+            target[n] = 0
     return tile
 
 
 @njit(nogil=True, cache=True)
-def _project_tile(w: Array, bias: Array, starts: Array, columns: Array, values: Array, y: Array, first: int, last: int, begin: int, width: int) -> None:
+def _project_tile(
+    w: Array,
+    bias: Array,
+    starts: Array,
+    columns: Array,
+    values: Array,
+    y: Array,
+    first: int,
+    last: int,
+    begin: int,
+    width: int,
+) -> None:
     """Rows ``first`` to ``last`` of ``width`` columns of ``y``."""
     tile = w
     if width < w.shape[1] or width % NARROW:
         tile = _packed(w, 0, w.shape[0], begin, width)
     offset = np.zeros(tile.shape[1], w.dtype)
     if bias.shape[0] > 0:
-        offset[:width] = bias[begin : begin + width]
+        for n in range(width):
+            offset[n] = bias[begin + n]
     total = np.empty(tile.shape[1], w.dtype)
     for r in range(first, last):
-        total[:] = offset
+        for n in range(total.shape[0]):
+            total[n] = offset[n]
         _add_events(total, tile, columns, values, starts[r], starts[r + 1])
-        y[r][begin : begin + width] = total[:width]
+        out = y[r][begin : begin + width]
+        for n in range(width):
+            out[n] = total[n]
 
 
 @kernel
-def project_tiles(w: Array, bias: Array, starts: Array, columns: Array, values: Array, y: Array, bounds: Array, tile: int) -> None:
+def project_tiles(
+    w: Array, bias: Array, starts: Array, columns: Array, values: Array, y: Array, bounds: Array, tile: int
+) -> None:
     """``y = bias + x @ w``, in units of a tile of columns and a chunk of rows."""
     n_out = w.shape[1]
     chunks = bounds.shape[0] - 1
@@ -310,11 +375,22 @@ def project_tiles(w: Array, bias: Array, starts: Array, columns: Array, values: 
 
 
 @njit(nogil=True, cache=True)
-def _gradient_tile(gy: Array, ends: Array, rows: Array, values: Array, dw: Array, block: int, first: int, last: int, begin: int, width: int) -> None:
+def _gradient_tile(
+    gy: Array,
+    ends: Array,
+    rows: Array,
+    values: Array,
+    dw: Array,
+    block: int,
+    first: int,
+    last: int,
+    begin: int,
+    width: int,
+) -> None:
     """Inputs ``first`` to ``last`` of ``width`` columns of ``dw``."""
     n_rows = gy.shape[0]
     packed = width < gy.shape[1] or width % NARROW != 0
-    # A tile of the gradient is summed in its own place for the same reason that the gathered rows are copied together.
+    # A tile of the gradient is summed in its own place for the reason that gathered rows are copied together.
     total = np.zeros((last - first, (width + NARROW - 1) // NARROW * NARROW), gy.dtype)
     for i in range(ends.shape[0]):
         at, until = i * block, min((i + 1) * block, n_rows)
@@ -325,11 +401,15 @@ def _gradient_tile(gy: Array, ends: Array, rows: Array, values: Array, dw: Array
         for j in range(first, last):
             _add_events(total[j - first], source, rows, values, ends[i, j], ends[i, j + 1])
     for j in range(first, last):
-        dw[j][begin : begin + width] = total[j - first][:width]
+        out, found = dw[j][begin : begin + width], total[j - first]
+        for n in range(width):
+            out[n] = found[n]
 
 
 @kernel
-def gradient_tiles(gy: Array, ends: Array, rows: Array, values: Array, dw: Array, block: int, bounds: Array, tile: int) -> None:
+def gradient_tiles(
+    gy: Array, ends: Array, rows: Array, values: Array, dw: Array, block: int, bounds: Array, tile: int
+) -> None:
     """``dw = x.T @ gy``, in units of a tile of columns and a chunk of inputs."""
     n_out = gy.shape[1]
     chunks = bounds.shape[0] - 1
@@ -366,8 +446,8 @@ def _chunks(tiles: int) -> int:
 def find(x: Array) -> tuple[Array, Array, bool]:
     """Nonzeros of contiguous ``x (rows, n_in)``.
 
-    Returns: ``masks (rows, ceil(n_in / 64))``, a bit for every element; ``starts (rows + 1,)``, where each row's list will
-    begin, the last being the number of all; whether any is not one.
+    Returns: ``masks (rows, ceil(n_in / 64))``, a bit for every element; ``starts (rows + 1,)``, where each
+    row's list will begin, the last being the number of all; whether any is not one.
     """
     rows, n_in = x.shape
     masks = np.empty((rows, (n_in + 63) // 64), np.uint64)
@@ -381,7 +461,7 @@ def find(x: Array) -> tuple[Array, Array, bool]:
 def lists(x: Array, masks: Array, starts: Array, graded: bool) -> tuple[Array, Array]:
     """Columns of the nonzeros in order, and their values (empty when all are one)."""
     events = int(starts[-1])
-    columns = np.empty(events, np.uint16 if x.shape[1] <= 1 << 16 else np.uint32)
+    columns = np.empty(events, np.int32)
     values = np.empty(events if graded else 0, x.dtype)
     list_events(x, masks, starts, columns, values, _balanced(starts, threads()))
     return columns, values

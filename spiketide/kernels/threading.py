@@ -17,17 +17,17 @@ Use it in a module that is itself imported lazily (it must import Numba for ``pr
 What a :class:`Kernel` takes care of:
 
 - Numba is imported at the first call, not before, and ``cache=True, nogil=True`` are set.
-- The threading layer is OpenMP, chosen just before Numba starts its threads (``workqueue``, the default of the
-  wheels where TBB is missing, stalls 8-22 ms a call beside torch's own threads). A layer that the user
+- The threading layer is OpenMP, chosen just before Numba starts its threads (``workqueue``, the default of
+  the wheels where TBB is missing, stalls 8-22 ms a call beside torch's own threads). A layer that the user
   named (``NUMBA_THREADING_LAYER``) is left alone. Where OpenMP is missing a warning is logged once.
 - The number of threads is torch's, and Numba's own setting is as before afterwards.
-- GNU OpenMP kills a process that was forked from one whose threads had started (``DataLoader`` workers). There the same
-  function runs compiled without threads. :func:`serial_only` says whether that is so.
-- The compiled variants of one function have different qualified names: Numba's disk cache tells functions apart
-  by name and line, not by options, and would load the threaded code in the forked child.
+- GNU OpenMP kills a process that was forked from one whose threads had started (``DataLoader`` workers).
+  There the same function runs compiled without threads. :func:`serial_only` says whether that is so.
+- The compiled variants of one function have different qualified names: Numba's disk cache tells functions
+  apart by name and line, not by options, and would load the threaded code in the forked child.
 
-The disk cache of a function is renewed when *its* source file changes, not when a function that it calls in another
-file does: keep a kernel and its helpers in one file.
+The disk cache of a function is renewed when *its* source file changes, not when a function that it calls in
+another file does: keep a kernel and its helpers in one file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _layer_known = False
 
 
 def serial_only() -> bool:
-    """Whether this process was forked from one that had started Numba's threads: nothing may run in parallel then."""
+    """Whether this process was forked from one whose Numba threads ran: nothing may run in parallel here."""
     return _serial
 
 
@@ -57,12 +57,13 @@ def threads() -> int:
         return 1
     import numba
 
-    return max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    config: Any = numba.config
+    return max(1, min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
 
 
 def _after_fork_in_child() -> None:
     global _serial
-    # Numba says only by this private flag whether its threads run; where a later Numba has lost it, be careful.
+    # Only this private flag says whether Numba's threads run; where a later Numba has lost it, be careful.
     module = sys.modules.get("numba.np.ufunc.parallel")
     if module is not None and getattr(module, "_is_initialized", True):
         _serial = True
@@ -77,17 +78,18 @@ def _choose_layer() -> None:
     global _layer_known
     import numba
 
+    config: Any = numba.config
     try:
         numba.threading_layer()
     except ValueError:
-        if str(numba.config.THREADING_LAYER).lower() == "default":
-            numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+        if str(config.THREADING_LAYER).lower() == "default":
+            config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
         numba.get_num_threads()  # starts the threads
     layer = numba.threading_layer()
     if layer == "workqueue":
         _log.warning(
-            "Numba runs its threads with %r: OpenMP is missing, or another layer was started or asked for first. "
-            "Results are the same; beside torch's threads each call may stall for milliseconds.",
+            "Numba runs its threads with %r: OpenMP is missing, or another layer was asked for or started "
+            "first. Results are the same; beside torch's threads each call may stall for milliseconds.",
             layer,
         )
     _layer_known = True
@@ -130,6 +132,7 @@ class Kernel:
         return self._compiled[parallel]
 
     def __call__(self, *arguments: Any) -> Any:
+        """Run it, on threads where that is allowed."""
         if _serial or not self.parallel:
             return self.dispatcher(False)(*arguments)
         import numba

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -26,10 +27,17 @@ RESETS = ("soft", "soft_detached", "hard", "hard_detached", "none")
 
 def shape_of(n: Size) -> tuple[int, ...]:
     """``n`` as a tuple of positive sizes."""
-    shape = (n,) if isinstance(n, int) else tuple(n)
-    if not shape or not all(isinstance(k, int) and k > 0 for k in shape):
+    shape = tuple(n) if isinstance(n, Iterable) else (n,)
+    if not shape or not all(isinstance(k, Integral) and not isinstance(k, bool) and k > 0 for k in shape):
         raise ParameterError(f"expected positive sizes, n=256 or n=(32, 14, 14), got {n!r}.")
-    return shape
+    return tuple(int(k) for k in shape)
+
+
+def check_dt(dt: float) -> float:
+    """``dt`` as a float if it is a positive time per step."""
+    if not (isinstance(dt, Real) and math.isfinite(dt) and dt > 0):
+        raise ParameterError(f"dt expected a positive time per step, got {dt!r}.")
+    return float(dt)
 
 
 def after_reset(reset: str, v: Any, s: Any, threshold: Any) -> Any:
@@ -56,11 +64,16 @@ def check_choice(what: str, given: str, known: Sequence[str]) -> str:
     return given
 
 
+_SPAN = 16.0
+"""e^16 = 9e6: the factor from the unit at which 1 - 1 / value and sigmoid are still below 1 in float32."""
+
+
 class Constant(nn.Module):
     """A number of a neuron, fixed or learnable, one for all or one per neuron, kept inside its range.
 
     A learnable constant is stored unconstrained (``raw``) and mapped into its range, so no optimiser step can leave it:
     ``low < value``: ``low + exp(raw)``; ``low < value < high``: ``low + (high - low) sigmoid(raw)``; no range: ``raw`` itself.
+    A ``raw`` beyond ``raw_range``, where float32 would round the value onto its bound or to infinity, counts as its end.
 
     Args:
         name: for messages.
@@ -69,6 +82,7 @@ class Constant(nn.Module):
         learn: learnable; a plain number then becomes one value per neuron (one per channel for a feature map).
         low, high: open bounds of the range, ``None`` for none.
         role: parameter group that the training uses: ``"time_constants"``, ``"thresholds"`` or ``"weights"``.
+        raw_range: of a learnable constant with a range; widened where the first value lies outside.
 
     Raises:
         ParameterError: not finite, out of range, or of a shape that does not broadcast to ``shape``.
@@ -84,6 +98,7 @@ class Constant(nn.Module):
         low: float | None = None,
         high: float | None = None,
         role: str = "weights",
+        raw_range: tuple[float, float] = (-_SPAN, _SPAN),
     ) -> None:
         super().__init__()
         self.name, self.low, self.high, self.role = name, low, high, role
@@ -91,20 +106,27 @@ class Constant(nn.Module):
         if isinstance(value, Tensor):
             start = value.detach().to(torch.get_default_dtype()).clone()
         elif callable(value):
-            start = value(per_neuron).detach().to(torch.get_default_dtype())
-        else:
+            drawn = value(per_neuron)
+            if not isinstance(drawn, Tensor):
+                raise ParameterError(f"{name} expected an initialiser that returns a tensor, got {type(drawn).__name__}.")
+            start = drawn.detach().to(torch.get_default_dtype())
+        elif isinstance(value, Real):
             start = torch.tensor(float(value), dtype=torch.get_default_dtype())
+        else:
+            raise ParameterError(f"{name} expected a number, a tensor or an initialiser init(shape), got {value!r}.")
         try:
             fits = torch.broadcast_shapes(start.shape, shape) == shape
         except RuntimeError:
             fits = False
         if not fits:
             raise ParameterError(f"{name} expected one number or a shape that broadcasts to {shape}, got {tuple(start.shape)}.")
-        inside = torch.isfinite(start).all()
+        # compared in float64: in float32 a bound a hair below the value would round to it
+        wide = start.double()
+        inside = torch.isfinite(wide).all()
         if low is not None:
-            inside &= (start > low).all()
+            inside &= (wide > low).all()
         if high is not None:
-            inside &= (start < high).all()
+            inside &= (wide < high).all()
         if not inside:
             bounds = " and ".join(
                 [f"> {low:g}" if low is not None else "", f"< {high:g}" if high is not None else ""]
@@ -115,6 +137,8 @@ class Constant(nn.Module):
                 start = start.expand(per_neuron).clone()
             self.raw = nn.Parameter(self._inverse(start))
             self.raw.role = role  # type: ignore[attr-defined]
+            first = self.raw.detach()
+            self.raw_range = (min(raw_range[0], float(first.min())), max(raw_range[1], float(first.max())))
         else:
             self.register_buffer("fixed", start)
 
@@ -137,9 +161,11 @@ class Constant(nn.Module):
             return self.fixed  # type: ignore[return-value]
         if self.low is None:
             return self.raw
+        # held at the end of its range with the gradient of the end, so that training can bring it back
+        raw = self.raw + (self.raw.clamp(*self.raw_range) - self.raw).detach()
         if self.high is None:
-            return self.low + torch.exp(self.raw)
-        return self.low + (self.high - self.low) * torch.sigmoid(self.raw)
+            return self.low + torch.exp(raw)
+        return self.low + (self.high - self.low) * torch.sigmoid(raw)
 
     def extra_repr(self) -> str:
         """Name, value and whether it is learnt."""
@@ -182,12 +208,13 @@ class TimeConstant(Constant):
         learn: bool = False,
     ) -> None:
         check_choice("discretisation", discretisation, ("exp", "euler"))
-        if not (isinstance(dt, (int, float)) and math.isfinite(dt) and dt > 0):
-            raise ParameterError(f"dt expected a positive time per step, got {dt!r}.")
+        dt = check_dt(dt)
         # euler allows tau == dt (no memory at all) when it is fixed
-        low = 0.0 if discretisation == "exp" else dt * (1.0 if learn else 1 - 1e-9)
-        super().__init__(name, value, shape, learn=learn, low=low, role="time_constants")
-        self.dt, self.discretisation = float(dt), discretisation
+        low = 0.0 if discretisation == "exp" else dt * (1.0 if learn else 1 - 1e-7)
+        # e^-(dt / tau) is above the smallest float32 for dt / tau < 81 = e^4.4
+        raw_range = (math.log(dt) - (4.4 if discretisation == "exp" else _SPAN), math.log(dt) + _SPAN)
+        super().__init__(name, value, shape, learn=learn, low=low, role="time_constants", raw_range=raw_range)
+        self.dt, self.discretisation = dt, discretisation
 
     def decay(self) -> Tensor:
         """Per-step multiplier in (0, 1)."""
@@ -250,7 +277,9 @@ class Neuron(Layer):
         super().__init__()
         self.shape = shape_of(n)
         self.surrogate = surrogate if surrogate is not None else ATan(2.0)
-        self.dt = float(dt)
+        self.dt = check_dt(dt)
+        if checkpoint is not None and (isinstance(checkpoint, bool) or not isinstance(checkpoint, int) or checkpoint < 1):
+            raise ParameterError(f"checkpoint expected a number of steps >= 1 or None, got {checkpoint!r}.")
         self.engine, self.checkpoint = engine, checkpoint
         self._key = register(self.dynamics, self.surrogate)
         if engine is not None and engine != "gpu":
@@ -267,6 +296,13 @@ class Neuron(Layer):
                 "set `states` to the names of the state variables."
             )
         return Dynamics(self.states, names[1 + len(self.states) :], step, getattr(self, "step_vjp", None))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # a new surrogate or reset means other kernels; without this the assignment would silently do nothing
+        plain = name not in ("_key", "training", "engine", "checkpoint") and not isinstance(value, (Tensor, nn.Module))
+        if plain and "_key" in self.__dict__:
+            self.__dict__["_key"] = register(self.dynamics, self.surrogate)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

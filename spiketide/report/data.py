@@ -193,8 +193,8 @@ class ReportData:
 
     Raises:
         ShapeError: a confusion matrix that is not square or does not fit ``class_names``.
-        ParameterError: counts that are negative or not whole, a malformed curve, a class out of range, an
-            unknown section.
+        ParameterError: counts that are negative or not whole, a negative rate, a malformed curve, a class
+            out of range, an unknown section.
     """
 
     title: str
@@ -218,6 +218,12 @@ class ReportData:
         put(self, "samples", tuple(self.samples))
         firing = {str(k): np.asarray(v, dtype=np.float64).reshape(-1) for k, v in self.firing.items()}
         put(self, "firing", firing)
+        for layer, rates in firing.items():
+            if np.any(rates < 0):
+                raise ParameterError(
+                    f"ReportData expected firing rates >= 0 in spikes per step, got {rates.min():.3g} "
+                    f"in {layer!r}."
+                )
         if self.confusion is not None:
             put(self, "confusion", _counts(self.confusion))
         put(self, "class_names", self._names())

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import RunError
 from . import plots
 from .data import ReportData, Row, SampleTrace
-from .plots import Picture, clean
+from .plots import Picture, clean, short
 
 SIZE_LIMIT = 2_000_000
 """Bytes a report may have; samples that do not fit are left out and counted."""
@@ -64,7 +64,7 @@ p{margin:0 0 12px;max-width:68ch}
 .verdict{font-size:1.1rem;margin:0 0 6px;max-width:74ch}
 .claim{color:var(--soft)}
 .tag{font-size:.8rem;
-font-weight:600;border:1px solid currentColor;border-radius:99px;padding:1px 9px;white-space:nowrap}
+font-weight:600;border:1px solid currentColor;border-radius:99px;padding:1px 9px}
 .yes{color:var(--first)}.no{color:var(--second)}
 nav{margin:20px 0 0;padding:12px 0;
 border-top:1px solid var(--hair);display:flex;flex-wrap:wrap;gap:4px 20px;font-size:.9rem}
@@ -85,21 +85,21 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:baseline;
 padding:9px 16px 9px 0;border-bottom:1px solid var(--hair);font-weight:400}
 td:last-child{padding-right:0}
-.figures{max-width:820px}
+.figures{max-width:820px}.figures table{table-layout:fixed}
 .figures th{width:60%}
-.figures td{font-size:1.2rem;font-weight:620;text-align:right;white-space:nowrap}
+.figures td{font-size:1.2rem;font-weight:620;text-align:right}
 .figures td.none{font-weight:400;color:var(--soft);font-size:1rem}
 th small{display:block;color:var(--soft);font-size:.86rem;line-height:1.45}
 .errors{flex:0 1 230px}
 .errors th,.errors td{padding:5px 12px 5px 0;font-size:.9rem}.errors th{color:var(--soft)}
 .errors th:last-child,.errors td:last-child{text-align:right;padding-right:0}
 caption{text-align:left;font-weight:600;font-size:.86rem;padding-bottom:4px}
-.facts{max-width:820px}
+.facts{max-width:820px}.facts table{table-layout:fixed}
 .facts th{color:var(--soft);width:8.5em}
 .facts td{min-width:0}
 code,pre{font:.88em/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
 pre{margin:0;padding:12px 14px;background:var(--pane);
-border-radius:6px;overflow-x:auto;white-space:pre;overflow-wrap:normal}
+border-radius:6px;white-space:pre-wrap}
 ul{margin:0;padding-left:1.2em;max-width:74ch}li{margin:0 0 6px}
 footer{color:var(--soft);font-size:.86rem;padding-top:28px;padding-bottom:48px}
 text{fill:var(--soft)}
@@ -120,8 +120,9 @@ circle.first{fill:var(--first)}circle.second{fill:var(--second)}
 rect.pane,rect.track{fill:var(--pane)}rect.frame{fill:none;stroke:var(--hair)}
 image.crisp{image-rendering:pixelated}
 @media (max-width:600px){header{padding-top:28px}section{padding-top:28px;margin-top:20px}
-.figures th{width:auto}th,td{padding-right:10px}
-.facts tr,.facts th,.facts td{display:block;width:auto}.facts th{border:0;padding-bottom:0}
+th,td{padding-right:10px}
+.facts table,.facts tbody,.facts tr,.facts th,.facts td{display:block;
+width:auto}.facts th{border:0;padding-bottom:0}
 .facts td{padding-top:2px}}
 @media print{nav{display:none}section{break-inside:auto}figure{break-inside:avoid}}
 """
@@ -257,7 +258,9 @@ def _summary(data: ReportData) -> str:
 
 def _row(row: Row) -> str:
     note = f"<small>{clean(row.note)}</small>" if row.note else ""
-    cell = "<td>" + _value(row.value) if row.value is not None else '<td class="none">not measured'
+    whole = isinstance(row.value, int | np.integer) and not isinstance(row.value, bool)
+    value = f"{row.value:,}" if whole else _value(row.value)
+    cell = f"<td>{value}" if row.value is not None else '<td class="none">not measured'
     return f'<tr><th scope="row">{clean(row.label)}{note}</th>{cell}</td></tr>'
 
 
@@ -323,7 +326,8 @@ def _confused(data: ReportData) -> str:
     if not found:
         return ""
     rows = "".join(
-        f"<tr><td>{clean(names[true])}</td><td>{clean(names[given])}</td><td>{count:,}</td></tr>"
+        f"<tr><td>{clean(short(names[true], 30))}</td><td>{clean(short(names[given], 30))}</td>"
+        f"<td>{count:,}</td></tr>"
         for true, given, count in found
     )
     heads = "".join(f'<th scope="col">{word}</th>' for word in ("true", "predicted", "times"))
@@ -349,9 +353,9 @@ def _samples(data: ReportData, room: int) -> str:
     lead = (
         "Test samples step by step, on one time axis: the input and the spikes of the hidden layers (a mark "
         "per spike, neuron 0 at the bottom), the membrane potential of a few neurons (a lane each, on one "
-        "scale, their spikes as ticks above), and the score of every class (blue the true one, orange a wrong "
-        "prediction, grey the others). The dotted line marks the step from which the predicted class leads "
-        "until the end. "
+        "scale, their spikes as ticks above), and the score of every class (blue the true one, orange a "
+        "wrong prediction, grey the others). The dotted line marks the step from which the predicted class "
+        "leads until the end. "
     )
     if len(cards) < len(data.samples):
         left = len(data.samples) - len(cards)
@@ -401,23 +405,14 @@ def _diagnosis(data: ReportData) -> str:
 
 def _environment(data: ReportData) -> str:
     lead = "" if data.environment else _absent(data, "environment")
-    facts: list[tuple[str, str]] = [("recipe", _block(data.recipe) if data.recipe else "not recorded")]
-    for key in EXPECTED:
+    facts = {"recipe": _recipe(data.recipe)}
+    for key in (*EXPECTED, *data.environment):
         value = data.environment.get(key)
-        facts.append(
-            (
-                key,
-                "not recorded"
-                if value is None or value == ""
-                else _block(value)
-                if key == "command"
-                else _value(value),
-            )
-        )
-    facts += [(str(key), _value(value)) for key, value in data.environment.items() if key not in EXPECTED]
+        known = value is not None and value != ""
+        facts[str(key)] = (_block(value) if key == "command" else _value(value)) if known else "not recorded"
     rows = "".join(
         f'<tr><th scope="row">{clean(key.replace("_", " ").capitalize())}</th><td>{value}</td></tr>'
-        for key, value in facts
+        for key, value in facts.items()
     )
     return f'{lead}<div class="facts"><table><tbody>{rows}</tbody></table></div>'
 
@@ -446,9 +441,15 @@ def _grid(pictures: Iterable[Picture]) -> str:
     return f'<div class="grid">{"".join(_figure(picture) for picture in pictures)}</div>'
 
 
+def _recipe(text: str) -> str:
+    if not text:
+        return "not recorded"
+    return _block(text) if "\n" in text else f"<code>{clean(text)}</code>"
+
+
 def _block(value: Any) -> str:
     text = str(value) if not isinstance(value, list | tuple) else " ".join(map(str, value))
-    return f'<pre tabindex="0"><code>{clean(text)}</code></pre>'
+    return f"<pre><code>{clean(text)}</code></pre>"
 
 
 def _value(value: Any) -> str:
@@ -460,7 +461,7 @@ def _value(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):
-        return clean(f"{int(value):,}")
+        return str(int(value))
     if isinstance(value, float | np.floating):
         return clean(f"{float(value):.4g}")
     return clean("none" if value is None else value)

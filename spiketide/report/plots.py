@@ -66,7 +66,11 @@ class Picture(NamedTuple):
 
 def clean(text: object) -> str:
     """Any text, made safe for HTML: escaped, and without characters that HTML forbids."""
-    kept = "".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in str(text) if c != "\r")
+    kept = "".join(
+        "\ufffd" if (c < " " and c not in "\n\t") or "\x7f" <= c <= "\x9f" else c
+        for c in str(text)
+        if c != "\r"
+    )
     return escape(kept.encode("utf-8", "replace").decode("utf-8"))
 
 
@@ -270,13 +274,18 @@ def _mask(strength: NDArray[Any], place: str, css: str, key: str, *, crisp: bool
     if not strength.any():
         return ""
     # Anything above zero gets the first level at least: a lone spike must not round away.
-    levels = np.ceil(np.clip(strength, 0, 1) * IMAGE_LEVELS - 1e-9)
-    grey = np.where(levels > 0, 60 + levels * (195 / IMAGE_LEVELS), 0).astype(np.uint8)
+    levels = np.ceil(np.clip(strength, 0, 1) * IMAGE_LEVELS - 1e-9).astype(np.uint8)
+    image = Image.frombytes("P", levels.shape[::-1], levels.tobytes())
+    greys = [0, *(round(60 + level * 195 / IMAGE_LEVELS) for level in range(1, IMAGE_LEVELS + 1))]
+    image.putpalette([channel for grey in greys for channel in (grey, grey, grey)])
     packed = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(grey)).save(packed, "PNG", optimize=True)
+    image.save(packed, "PNG", bits=4)
     data = base64.b64encode(packed.getvalue()).decode("ascii")
-    image = f'<image class="{"crisp" if crisp else "smooth"}" {place} preserveAspectRatio="none" href="data:image/png;base64,{data}"/>'
-    return f'<mask id="{key}">{image}</mask><rect class="{css}" {place} mask="url(#{key})"/>'
+    kind = "crisp" if crisp else "smooth"
+    stencil = (
+        f'<image class="{kind}" {place} preserveAspectRatio="none" href="data:image/png;base64,{data}"/>'
+    )
+    return f'<mask id="{key}">{stencil}</mask><rect class="{css}" {place} mask="url(#{key})"/>'
 
 
 def _raster(frame: Frame, array: NDArray[Any], css: str, key: str) -> str:
@@ -341,7 +350,7 @@ def learning_curve(metric: str, points: Sequence[Point], best: int | None) -> Pi
     css = {"train": "first dash", "validation": "second"}
     shown = [name for name, values in series.items() if np.isfinite(values).any()]
     title = metric_title(metric)
-    body = [_title(12, title, [(css[name], name) for name in shown])]
+    body = [_title(12, short(title, 24), [(css[name], name) for name in shown])]
     body += [_y_axis(frame, y_ticks, labels)]
     body += [_x_axis(frame, ticks(epochs[0], epochs[-1], 5, integer=True), "epoch")]
     body += [_line(frame, epochs, series[name], css[name]) for name in shown]
@@ -706,12 +715,12 @@ def _raster_words(title: str, noun: str, array: NDArray[Any], spikes: bool, coun
             return text + "no spike at all."
         text += f"{plural(count, 'spike')} ({count / array.size:.2g} per {noun} and step)"
         binned = count > MAX_MARKS and (steps > IMAGE_COLUMNS or size > IMAGE_ROWS)
-        return text + (", darker where they are denser." if binned else ".")
+        return text + (", stronger where they are denser." if binned else ".")
     finite = array[np.isfinite(array)]
     if not finite.size:
         return text + "no finite value, drawn blank."
     text += f"graded from {number(float(finite.min()))} to {number(float(finite.max()))}"
-    text += ", negative values orange." if finite.min() < 0 else ", darker is larger."
+    text += ", negative values orange." if finite.min() < 0 else ", stronger is larger."
     holes = array.size - finite.size
     return text + (f" {plural(holes, 'value')} not finite, drawn blank." if holes else "")
 
@@ -753,14 +762,18 @@ def _final_words(sample: SampleTrace, names: Sequence[str], final: int | None, s
         text = f"{given} leads from the first step to the end"
     else:
         text = f"{given} leads for good from step {final} of 0\u2013{steps - 1} on"
-    text += f"; it ends at {number(float(last[sample.prediction]))}"
-    if not sample.correct:
-        return text + f", the true class {true} at {number(float(last[sample.label]))}."
-    rivals = np.delete(np.arange(len(last)), sample.label)
-    if not rivals.size:
-        return text + "."
-    rival = int(rivals[np.argmax(np.nan_to_num(last[rivals], nan=-np.inf))])
-    return text + f", the next class “{names[rival]}” at {number(float(last[rival]))}."
+    rivals = [index for index in range(len(last)) if index != sample.prediction]
+    if sample.correct and not rivals:
+        return f"{text}."
+    if sample.correct:
+        rival = max(rivals, key=lambda index: float(np.nan_to_num(last[index], nan=-np.inf)))
+        other = f"the next class “{names[rival]}”"
+    else:
+        rival, other = sample.label, f"the true class {true}"
+    own, theirs = float(last[sample.prediction]), float(last[rival])
+    close = own != theirs and number(own) == number(theirs)
+    ends = [f"{value:.6g}".replace("-", "\u2212") if close else number(value) for value in (own, theirs)]
+    return f"{text}; it ends at {ends[0]}, {other} at {ends[1]}."
 
 
 # ── firing rates ──────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EngineError, ParameterError, ShapeError, unknown
-from ..layer import check_lengths
+from ..shapes import check_lengths
 from ..surrogate import Surrogate
 from . import reference
 from .dynamics import Dynamics, entry, program, register
@@ -39,6 +39,16 @@ def _module(engine: str) -> Any:
     return gpu
 
 
+def _recurrent_module(engine: str) -> Any:
+    if engine == "cpu":
+        from . import recurrent
+
+        return recurrent
+    from . import recurrent_gpu
+
+    return recurrent_gpu
+
+
 def _plan(key: str, needs: Sequence[bool]) -> Any:
     return _plan_cached(key, tuple(needs))
 
@@ -48,10 +58,13 @@ def _plan_cached(key: str, needs: tuple[bool, ...]) -> Any:
     return program(key).plan(needs[0], needs[1:])
 
 
-@torch.compiler.assume_constant_result
 def _keeps_input(key: str, needs: tuple[bool, ...]) -> bool:
     """Whether the backward reads the scan's input; a constant for the compiler, which need not trace the planning."""
     return program(key).x in _plan_cached(key, needs).saved
+
+
+# what torch.compiler.assume_constant_result does, without its two seconds of importing the compiler
+_keeps_input._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _writes(key: str, needs: Sequence[bool]) -> int:
@@ -59,6 +72,11 @@ def _writes(key: str, needs: Sequence[bool]) -> int:
         return 0
     p = program(key)
     return sum(1 for i in _plan(key, needs).saved if i != p.x)
+
+
+def _arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic, the state and the saved values for inputs of ``dtype``."""
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
 def _chunks(steps: int, size: int) -> list[tuple[int, int]]:
@@ -112,7 +130,7 @@ def _scan_fake(
     if needs and checkpoint:
         count = max(1, -(-x.shape[0] // checkpoint))
         return [y, *final, *(s.new_empty((count, *s.shape)) for s in state)]
-    return [y, *final, *(x.new_empty(x.shape) for _ in range(_writes(key, needs)))]
+    return [y, *final, *(x.new_empty(x.shape, dtype=_arithmetic(x.dtype)) for _ in range(_writes(key, needs)))]
 
 
 @torch.library.custom_op("spiketide::scan_backward", mutates_args=())
@@ -147,7 +165,7 @@ def _scan_backward_op(
             )
             if gx is not None:
                 gx[start:stop] = gpart
-    return [gx if gx is not None else gy.new_empty(0), *gstate, *_reduce(key, needs, coefs, sums or [], gy)]
+    return [gx if gx is not None else gy.new_empty(0), *gstate, *_reduce(key, needs, coefs, sums or [])]
 
 
 @_scan_backward_op.register_fake
@@ -169,19 +187,26 @@ def _scan_backward_fake(
     return [gx, *(s.new_empty(s.shape) for s in state), *gcoefs]
 
 
-def _reduce(
-    key: str, needs: Sequence[bool], coefs: Sequence[Tensor], sums: Sequence[Tensor], like: Tensor
-) -> list[Tensor]:
+def _reduce(key: str, needs: Sequence[bool], coefs: Sequence[Tensor], sums: Sequence[Tensor]) -> list[Tensor]:
     """Gradients per neuron and sample, summed to each coefficient's own shape."""
     grads, left = [], iter(sums)
     for coef, need, node in zip(coefs, needs[1:], program(key).grad_coefs, strict=True):
         if not need:
-            grads.append(like.new_empty(0))
+            grads.append(coef.new_empty(0))
         elif node is None:
             grads.append(torch.zeros_like(coef))
         else:
             grads.append(next(left).sum(0).sum_to_size(coef.shape).clone())
     return grads
+
+
+def _first_derivative_only() -> None:
+    # grad mode is on inside a backward only for create_graph=True; without this the second derivative would be silently zero
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise EngineError(
+            "the fused scans give first derivatives only, and create_graph=True asks for more: build the layer with "
+            'engine="reference".'
+        )
 
 
 class _Scan(torch.autograd.Function):
@@ -209,6 +234,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor, *gfinal: Tensor) -> Any:  # type: ignore[override]
+        _first_derivative_only()
         key, engine, checkpoint, needs, n_state, keep_x, has_lengths = ctx.how
         saved = list(ctx.saved_tensors)
         state, saved = saved[:n_state], saved[n_state:]
@@ -225,6 +251,7 @@ class _Scan(torch.autograd.Function):
 @torch.library.custom_op("spiketide::recurrent_scan", mutates_args=())
 def _recurrent_op(
     key: str,
+    engine: str,
     x: Tensor,
     state: Sequence[Tensor],
     previous: Tensor,
@@ -236,8 +263,7 @@ def _recurrent_op(
     checkpoint: int,
 ) -> list[Tensor]:
     # returns [outputs, *final state, last outputs, *saved]; needs = (*coefs)
-    from . import recurrent
-
+    recurrent = _recurrent_module(engine)
     if not save or not checkpoint:
         y, final, last, stores = recurrent.forward(
             key, x, state, previous, coefs, weight, lengths, tuple(needs) if save else None
@@ -256,6 +282,7 @@ def _recurrent_op(
 @_recurrent_op.register_fake
 def _recurrent_fake(
     key: str,
+    engine: str,
     x: Tensor,
     state: Sequence[Tensor],
     previous: Tensor,
@@ -272,12 +299,14 @@ def _recurrent_fake(
     if checkpoint:
         count = max(1, -(-x.shape[0] // checkpoint))
         return [*first, *(s.new_empty((count, *s.shape)) for s in (*state, previous))]
-    return [*first, *(x.new_empty(x.shape) for _ in _plan(key, (True, *needs)).saved)]
+    saved = _plan(key, (True, *needs)).saved
+    return [*first, *(x.new_empty(x.shape, dtype=_arithmetic(x.dtype)) for _ in saved)]
 
 
 @torch.library.custom_op("spiketide::recurrent_scan_backward", mutates_args=())
 def _recurrent_backward_op(
     key: str,
+    engine: str,
     gy: Tensor,
     gfinal: Sequence[Tensor],
     glast: Tensor,
@@ -294,8 +323,7 @@ def _recurrent_backward_op(
     checkpoint: int,
 ) -> list[Tensor]:
     # returns [gradient of x, *of the state, of the previous outputs, of the weight (empty if not wanted), *of the coefs]
-    from . import recurrent
-
+    recurrent = _recurrent_module(engine)
     want = tuple(needs)
     if not checkpoint:
         gx, gstate, gfirst, sums = recurrent.backward(
@@ -304,7 +332,7 @@ def _recurrent_backward_op(
     else:
         if x is None:
             raise EngineError("a checkpointed recurrent scan lost its input.")
-        gx, gstate, gfirst, running = torch.empty_like(gy), list(gfinal), glast, None
+        gx, gstate, gfirst, running = torch.empty_like(gy, dtype=weight.dtype), list(gfinal), glast, None
         for c, (start, stop) in reversed(list(enumerate(_chunks(gy.shape[0], checkpoint)))):
             begin, part = [border[c] for border in saved], _shift(lengths, start, stop)
             _, _, _, stores = recurrent.forward(
@@ -314,19 +342,20 @@ def _recurrent_backward_op(
                 key, gy[start:stop], gstate, gfirst, begin[:-1], coefs, weight, stores, part, want, running
             )
         sums = running or []
-    gweight = gy.new_empty(0)
+    gweight = weight.new_empty(0)
     if need_weight:
         n = weight.shape[0]
         # past a sample's end gx is zero, so the outputs there do not matter
-        gweight = gx[1:].reshape(-1, n).t() @ y[:-1].reshape(-1, n)
+        gweight = gx[1:].reshape(-1, n).t() @ y[:-1].reshape(-1, n).to(gx.dtype)
         if gx.shape[0]:
             gweight += gx[0].t() @ previous
-    return [gx, *gstate, gfirst, gweight, *_reduce(key, (True, *needs), coefs, sums, gy)]
+    return [gx.to(gy.dtype), *gstate, gfirst, gweight, *_reduce(key, (True, *needs), coefs, sums)]
 
 
 @_recurrent_backward_op.register_fake
 def _recurrent_backward_fake(
     key: str,
+    engine: str,
     gy: Tensor,
     gfinal: Sequence[Tensor],
     glast: Tensor,
@@ -354,6 +383,7 @@ class _RecurrentScan(torch.autograd.Function):
     def forward(
         ctx: Any,
         key: str,
+        engine: str,
         lengths: Tensor | None,
         checkpoint: int,
         needs: tuple[bool, ...],
@@ -366,16 +396,17 @@ class _RecurrentScan(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         state, coefs = rest[:n_state], rest[n_state:]
         out = torch.ops.spiketide.recurrent_scan(
-            key, x, state, previous, coefs, weight, lengths, needs, True, checkpoint
+            key, engine, x, state, previous, coefs, weight, lengths, needs, True, checkpoint
         )
-        ctx.how = (key, checkpoint, needs, need_weight, n_state, lengths is not None)
+        ctx.how = (key, engine, checkpoint, needs, need_weight, n_state, lengths is not None)
         extra = ([x] if checkpoint else []) + ([lengths] if lengths is not None else [])
         ctx.save_for_backward(*state, *coefs, out[0], previous, weight, *extra, *out[2 + n_state :])
         return tuple(out[: 2 + n_state])
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor, *gfinal: Tensor) -> Any:  # type: ignore[override]
-        key, checkpoint, needs, need_weight, n_state, has_lengths = ctx.how
+        _first_derivative_only()
+        key, engine, checkpoint, needs, need_weight, n_state, has_lengths = ctx.how
         saved = list(ctx.saved_tensors)
         state, saved = saved[:n_state], saved[n_state:]
         coefs, saved = saved[: len(needs)], saved[len(needs) :]
@@ -383,11 +414,11 @@ class _RecurrentScan(torch.autograd.Function):
         x = saved.pop(0) if checkpoint else None
         lengths = saved.pop(0) if has_lengths else None
         out = torch.ops.spiketide.recurrent_scan_backward(
-            key, gy, gfinal[:-1], gfinal[-1], x, y, state, previous, coefs, weight, saved, lengths, needs, need_weight, checkpoint
+            key, engine, gy, gfinal[:-1], gfinal[-1], x, y, state, previous, coefs, weight, saved, lengths, needs, need_weight, checkpoint
         )
         gx, gstate, gfirst, gweight = out[0], out[1 : 1 + n_state], out[1 + n_state], out[2 + n_state]
         gcoefs = [g if need else None for g, need in zip(out[3 + n_state :], needs, strict=True)]
-        return (None,) * 6 + (gx, gfirst, gweight if need_weight else None, *gstate, *gcoefs)
+        return (None,) * 7 + (gx, gfirst, gweight if need_weight else None, *gstate, *gcoefs)
 
 
 # -- the public functions ------------------------------------------------------------------------------------------------
@@ -426,17 +457,27 @@ def choose_engine(key: str, device: torch.device, engine: str | None) -> str:
         raise EngineError(f"engine='cpu' needs CPU tensors, got {device}: use engine=None or 'gpu'.")
     if engine == "gpu" and not _available("triton"):
         raise EngineError("engine='gpu' needs Triton, which is not installed: pip install spiketide[gpu].")
+    if engine == "gpu" and device.type != "cuda" and not (device.type == "cpu" and _module("gpu").interpreted()):
+        raise EngineError(
+            f"engine='gpu' needs CUDA tensors, got {device}: move them with .to('cuda'), or use engine=None. (CPU tensors "
+            "run in Triton's interpreter, a slow test mode, when TRITON_INTERPRET=1 is set before Python starts.)"
+        )
     return engine
 
 
 def _prepare(
-    dynamics: Dynamics, x: Tensor, state: Sequence[Tensor] | None, coefs: Sequence[Any], lengths: Tensor | None
+    dynamics: Dynamics,
+    x: Tensor,
+    state: Sequence[Tensor] | None,
+    coefs: Sequence[Any],
+    lengths: Tensor | None,
+    engine: str,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise ShapeError(f"scan expected a floating tensor (T, B, *N), got {getattr(x, 'dtype', type(x).__name__)}.")
     if x.dim() < 2:
         raise ShapeError(f"scan expected (T, B, *N), got {tuple(x.shape)} with {x.dim()} axes.")
-    dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    dtype = _arithmetic(x.dtype)
     shape = x.shape[1:]
     if state is None:
         state = tuple(x.new_zeros(shape, dtype=dtype) for _ in dynamics.state)
@@ -453,7 +494,7 @@ def _prepare(
         raise ShapeError(f"scan expected {len(dynamics.coefs)} coefs {dynamics.coefs}, got {len(coefs)}.")
     made = []
     for name, c in zip(dynamics.coefs, coefs, strict=True):
-        tensor = c if isinstance(c, Tensor) else torch.tensor(float(c), device=x.device)
+        tensor = c if isinstance(c, Tensor) else torch.full((), float(c), dtype=dtype, device=x.device)
         try:
             fits = torch.broadcast_shapes(tensor.shape, shape[1:]) == shape[1:]
         except RuntimeError:
@@ -466,7 +507,8 @@ def _prepare(
     if lengths is not None:
         check_lengths("scan", x, lengths)
         lengths = lengths.to(x.device)
-    return x.to(dtype), tuple(s.to(dtype) for s in state), tuple(made), lengths
+    # the GPU kernels convert half inputs in registers; the other engines want them converted first
+    return x if engine == "gpu" else x.to(dtype), tuple(s.to(dtype) for s in state), tuple(made), lengths
 
 
 def scan(
@@ -534,7 +576,7 @@ def scan_registered(
     found = entry(key)
     chosen = choose_engine(key, x.device, engine)
     out_dtype = x.dtype
-    x, state, coefs, lengths = _prepare(found.dynamics, x, state, coefs, lengths)
+    x, state, coefs, lengths = _prepare(found.dynamics, x, state, coefs, lengths, chosen)
     if checkpoint is not None and checkpoint < 1:
         raise ParameterError(f"checkpoint expected a number of steps >= 1, got {checkpoint}.")
     if chosen == "reference":
@@ -603,9 +645,9 @@ def recurrent_scan(
         state: where to begin.
         coefs: per-step numbers.
         surrogate: derivative of the spike.
-        feedback: a matrix (fused on the CPU), or any callable ``s (B, *N) -> (B, *N)``, which runs on the reference engine.
+        feedback: a matrix (fused), or any callable ``s (B, *N) -> (B, *N)``, which runs on the reference engine.
         previous: outputs before the first step.
-        engine: as in :func:`scan`; ``"gpu"`` has no recurrent kernel yet: on a GPU the reference loop runs.
+        engine: as in :func:`scan`; on a GPU every step is one matrix product and one fused kernel.
         lengths: valid steps per sample.
         checkpoint: as in :func:`scan`, for the fused engine.
 
@@ -644,33 +686,28 @@ def recurrent_scan_registered(
     """:func:`recurrent_scan` for dynamics already registered."""
     found = entry(key)
     matrix = feedback if isinstance(feedback, Tensor) else None
-    if engine is None:
-        fused = matrix is not None and x.device.type == "cpu" and found.program is not None
-        chosen = "cpu" if fused else "reference"
-        if found.program is None:
-            choose_engine(key, x.device, None)
-    else:
-        chosen = choose_engine(key, x.device, engine)
-    if chosen == "gpu":
-        raise EngineError('engine="gpu" has no recurrent kernel yet: use engine=None, which runs the reference loop on the GPU.')
-    if chosen == "cpu" and matrix is None:
+    chosen = choose_engine(key, x.device, engine)
+    if engine is None and matrix is None:
+        chosen = "reference"
+    if chosen != "reference" and matrix is None:
         raise EngineError('a callable feedback runs on engine="reference" only; give a matrix for the fused engine.')
     if checkpoint is not None and checkpoint < 1:
         raise ParameterError(f"checkpoint expected a number of steps >= 1, got {checkpoint}.")
     out_dtype = x.dtype
-    x, state, coefs, lengths = _prepare(found.dynamics, x, state, coefs, lengths)
+    x, state, coefs, lengths = _prepare(found.dynamics, x, state, coefs, lengths, chosen)
     if matrix is not None and (x.dim() != 3 or tuple(matrix.shape) != (x.shape[2], x.shape[2])):
         raise ShapeError(
             f"recurrent_scan expected x (T, B, N) and a matrix (N, N), got {tuple(x.shape)} and {tuple(matrix.shape)}."
         )
     if previous is None:
-        previous = x.new_zeros(x.shape[1:])
+        previous = x.new_zeros(x.shape[1:], dtype=_arithmetic(x.dtype))
     if previous.shape != x.shape[1:]:
         raise ShapeError(f"recurrent_scan expected previous of shape {tuple(x.shape[1:])}, got {tuple(previous.shape)}.")
-    previous = previous.to(x.dtype)
+    dtype = _arithmetic(x.dtype)
+    previous = previous.to(dtype)
     if chosen == "reference":
         if matrix is not None:
-            w = matrix.to(x.dtype)
+            w = matrix.to(dtype)
             call: Callable[[Tensor], Tensor] = lambda s: s @ w.t()  # noqa: E731
         else:
             call = feedback  # type: ignore[assignment]
@@ -678,15 +715,17 @@ def recurrent_scan_registered(
         if last is None:  # pragma: no cover - the loop always hands it on
             raise EngineError("the reference loop lost the last outputs.")
         return y.to(out_dtype), (*final, last)
-    weight = matrix.to(x.dtype)  # type: ignore[union-attr]
+    weight = matrix.to(dtype)  # type: ignore[union-attr]
     operands = (x, previous, weight, *state, *coefs)
     if torch.is_grad_enabled() and any(o.requires_grad for o in operands):
         needs = tuple(c.requires_grad for c in coefs)
         y, *end = _RecurrentScan.apply(  # type: ignore[no-untyped-call]
-            key, lengths, checkpoint or 0, needs, weight.requires_grad, len(state), *operands
+            key, chosen, lengths, checkpoint or 0, needs, weight.requires_grad, len(state), *operands
         )
     else:
-        y, *end = torch.ops.spiketide.recurrent_scan(key, x, state, previous, coefs, weight, lengths, (), False, 0)
+        y, *end = torch.ops.spiketide.recurrent_scan(
+            key, chosen, x, state, previous, coefs, weight, lengths, (), False, 0
+        )
     return y.to(out_dtype), tuple(end)
 
 

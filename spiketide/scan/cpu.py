@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.memory import empty_like
 from ..kernels.threading import Kernel, threads
 from . import cpu_math
 from .dynamics import program
@@ -34,7 +35,7 @@ def _dialect(dtype: torch.dtype) -> Dialect:
     kind = "F32" if f32 else "F64"
 
     def constant(value: float) -> str:
-        return f"{kind}({value!r})"
+        return f"{kind}({value!r})".replace("inf", "np.inf").replace("nan", "np.nan")
 
     math = {name: (lambda a, n=name: f"math.{n}({a})") for name in ("log", "sqrt", "sin", "cos", "atan", "erf")}
     one, zero = constant(1.0), constant(0.0)
@@ -266,9 +267,9 @@ def forward(
     steps, batch, *shape = x.shape
     dtype, size = x.dtype, x[0].numel() if x.shape[0] else 0
     saved: tuple[int, ...] = () if needs is None else plan_for(key, *needs).saved
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = empty_like(x)
     final = [s.detach().to(dtype).clone(memory_format=torch.contiguous_format) for s in state]
-    stores = [torch.empty_like(y) for i in saved if i != p.x]
+    stores = [empty_like(y) for i in saved if i != p.x]
     if y.numel():
         args: list[Any] = [x.detach().contiguous().numpy().reshape(steps, size)]
         if lengths is not None:
@@ -310,7 +311,7 @@ def backward(
     steps, batch, *shape = gy.shape
     dtype, size = gy.dtype, gy[0].numel() if gy.shape[0] else 0
     gstate = [g.detach().to(dtype).clone(memory_format=torch.contiguous_format) for g in gfinal]
-    gx = torch.empty_like(gy, memory_format=torch.contiguous_format) if plan.grad_x is not None else None
+    gx = empty_like(gy) if plan.grad_x is not None else None
     wanted = [k for k, i in enumerate(plan.grad_coefs) if i is not None]
     if sums is None:
         sums = [gy.new_zeros((batch, *shape)) for _ in wanted]

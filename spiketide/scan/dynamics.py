@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..errors import EngineError
+from ..errors import EngineError, ParameterError
 from ..surrogate import Surrogate
 from .graph import Program
 
@@ -57,6 +57,8 @@ def register(dynamics: Dynamics, surrogate: Surrogate) -> str:
     Custom operators take tensors and strings, not functions, so a table from key to dynamics is needed. The key is a digest
     of the traced graph: two neurons with the same arithmetic share their kernels, in every process and across runs.
     """
+    if not isinstance(surrogate, Surrogate):
+        raise ParameterError(f"expected a surrogate such as FastSigmoid(10.0), got {surrogate!r}.")
     pair = (dynamics, surrogate)
     if pair in _KEYS:
         return _KEYS[pair]
@@ -67,7 +69,9 @@ def register(dynamics: Dynamics, surrogate: Surrogate) -> str:
     except EngineError as error:
         why = str(error)
         code = getattr(dynamics.step, "__code__", None)
-        described = repr((dynamics.state, dynamics.coefs, getattr(code, "co_code", id(dynamics.step)), id(dynamics.step)))
+        # such a key is this process's own; classes of one name are told apart (a notebook cell run again makes a new one)
+        own = (id(dynamics.step), id(type(surrogate)))
+        described = repr((dynamics.state, dynamics.coefs, getattr(code, "co_code", None), own))
     described += repr((dynamics.state, dynamics.coefs, surrogate, dynamics.step_vjp is not None))
     key = hashlib.sha256(described.encode()).hexdigest()[:16]
     _KEYS[pair] = key

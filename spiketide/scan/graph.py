@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..errors import EngineError
+from ..errors import EngineError, SpiketideError
 from ..surrogate import Surrogate, use
 
 FLOAT, BOOL = "float", "bool"
@@ -143,6 +143,9 @@ class Symbol:
 
     def __rtruediv__(self, o: Any) -> Symbol:
         return self._new("div", o, self)
+
+    def __pos__(self) -> Symbol:
+        return self
 
     def __neg__(self) -> Symbol:
         return self._new("neg", self)
@@ -430,7 +433,7 @@ class Program:
         self.state = tuple(graph.input(f"state{i}") for i in range(len(state)))
         self.coefs = tuple(graph.input(f"coef{i}") for i in range(len(coefs)))
         with use(surrogate):
-            out = step(symbol(self.x), *map(symbol, self.state), *map(symbol, self.coefs))
+            out = self._trace(step, "step", symbol(self.x), *map(symbol, self.state), *map(symbol, self.coefs))
             ids = self._ids(out, 1 + len(state), "step", "(s, " + ", ".join(f"{s}'" for s in state) + ")")
         self.y, self.next = ids[0], tuple(ids[1:])
         self.forward_size = len(graph.nodes)
@@ -447,13 +450,22 @@ class Program:
             grads = [grad.get(i) for i in (self.x, *self.state, *self.coefs)]
         else:
             with use(surrogate):
-                out = step_vjp(
-                    symbol(self.gy), *map(symbol, self.gnext), symbol(self.x), *map(symbol, self.state), *map(symbol, self.coefs)
-                )
+                given = [self.gy, *self.gnext, self.x, *self.state, *self.coefs]
+                out = self._trace(step_vjp, "step_vjp", *map(symbol, given))
             grads = list(self._ids(out, 1 + len(state) + len(coefs), "step_vjp", "(gx, *gstate, *gcoefs)"))
         self.grad_x = grads[0]
         self.grad_state = tuple(grads[1 : 1 + len(state)])
         self.grad_coefs = tuple(grads[1 + len(state) :])
+
+    @staticmethod
+    def _trace(function: Callable[..., Any], what: str, *operands: Symbol) -> Any:
+        try:
+            return function(*operands)
+        except SpiketideError:
+            raise
+        except (TypeError, AttributeError, ValueError, NotImplementedError) as error:
+            # what Python or torch say when they are given a Symbol that they cannot handle
+            raise EngineError(f"{what} cannot be traced: {type(error).__name__}: {error}.") from error
 
     def _ids(self, out: Any, count: int, what: str, form: str) -> list[int]:
         values = out if isinstance(out, tuple) else (out,)
@@ -485,6 +497,8 @@ class Program:
         # a node that leads to nothing the backward reads (nor to the next state) is never worth saving
         useful = {*reads, *graph.order(reads), *graph.order(self.next)}
         candidates = [i for i in self._varying() if i in useful]
+        # an old state handed on as it is (a delay line) follows from nothing else
+        candidates += [i for i in self.state if i in self.next and i in useful]
         base, wanted = set(self.coefs), _mask(reads)
         best: tuple[tuple[int, int, int], tuple[int, ...], tuple[int, ...]] | None = None
         for size in range(0, len(self.state) + 3):
@@ -497,7 +511,7 @@ class Program:
                 # only those earlier states that are really read, with what it costs to rebuild them
                 work = graph.order(reads, {*saved, *base, *self.state})
                 used = {a for i in (*work, *reads) for a in (*graph.nodes[i].args, i)} & set(self.state)
-                prior = [k for k in prior if self.state[k] in used]
+                prior = [k for k in prior if self.state[k] in used and self.state[k] not in saved]
                 rework = graph.order([self.next[k] for k in prior], {*saved, *base})
                 written = sum(1 for s in saved if s != self.x)
                 cost = (size, written, len(work) + len(rework))

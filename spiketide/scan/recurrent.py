@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.memory import empty_like
 from ..kernels.threading import Kernel
 from .cpu import HEADER, Backward, Forward, compile_printed, flat_coefs, indent, plan_for, rows
 from .dynamics import program
@@ -163,7 +164,8 @@ def saved_count(key: str, need_coefs: tuple[bool, ...]) -> int:
 
 
 def _steps(lengths: Tensor | None, steps: int, batch: int) -> Any:
-    full = torch.full((batch,), steps) if lengths is None else lengths
+    # clamped: a length beyond the sequence must not become a write beyond the arrays
+    full = torch.full((batch,), steps) if lengths is None else lengths.clamp(0, steps)
     return full.to(torch.int64).contiguous().numpy()
 
 
@@ -187,9 +189,9 @@ def forward(
     steps, batch, n = x.shape
     dtype = x.dtype
     saved = () if need_coefs is None else plan_for(key, True, need_coefs).saved
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = empty_like(x)
     final = [s.detach().to(dtype).clone(memory_format=torch.contiguous_format) for s in state]
-    stores = [torch.empty_like(y) for _ in saved]
+    stores = [empty_like(y) for _ in saved]
     last = previous.detach().to(dtype).clone(memory_format=torch.contiguous_format)
     if y.numel():
         args: list[Any] = [x.detach().contiguous().numpy().reshape(steps, -1), weight.detach().to(dtype).t().contiguous().numpy()]
@@ -202,7 +204,7 @@ def forward(
             last = y[-1].clone()
         else:
             rows_ = torch.arange(batch)
-            last = torch.where((lengths > 0).unsqueeze(1), y[(lengths - 1).clamp(min=0), rows_], last)
+            last = torch.where((lengths > 0).unsqueeze(1), y[(lengths - 1).clamp(0, steps - 1), rows_], last)
     return y, final, last, stores
 
 
@@ -230,7 +232,7 @@ def backward(
     steps, batch, n = gy.shape
     dtype = gy.dtype
     gstate = [g.detach().to(dtype).clone(memory_format=torch.contiguous_format) for g in gfinal]
-    gx = torch.empty_like(gy, memory_format=torch.contiguous_format)
+    gx = empty_like(gy)
     gfirst = glast.detach().to(dtype).clone(memory_format=torch.contiguous_format)
     if sums is None:
         sums = [gy.new_zeros((batch, n)) for i in plan.grad_coefs if i is not None]

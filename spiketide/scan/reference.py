@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..shapes import silence_padding
 from ..surrogate import Surrogate, use
 from .dynamics import Dynamics
 
@@ -26,14 +27,26 @@ class _StepWithVjp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
         operands = ctx.saved_tensors
-        assert ctx.dynamics.step_vjp is not None
         with use(ctx.surrogate):
             out = ctx.dynamics.step_vjp(*grads, *operands)
         shaped = [
-            None if not need else torch.as_tensor(g, dtype=o.dtype).expand(torch.broadcast_shapes(g.shape, o.shape)).sum_to_size(o.shape)
+            _of_shape(g, o) if need else None
             for g, o, need in zip(out, operands, ctx.needs_input_grad[2:], strict=True)
         ]
         return (None, None, *shaped)
+
+
+def _of_shape(gradient: Any, operand: Tensor) -> Tensor:
+    """A gradient as the step's author gave it (a number, or broadcast over the batch), as one of ``operand``."""
+    g = torch.as_tensor(gradient, dtype=operand.dtype, device=operand.device)
+    return g.expand(torch.broadcast_shapes(g.shape, operand.shape)).sum_to_size(operand.shape)
+
+
+def _of_neurons(value: Any, like: Tensor) -> Tensor:
+    """What a step returned, one value per neuron: it may return a number, a comparison or a coefficient."""
+    if isinstance(value, Tensor) and value.shape == like.shape and value.dtype == like.dtype:
+        return value
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(like.shape)
 
 
 def run(
@@ -60,6 +73,8 @@ def run(
     alive = None
     if lengths is not None:
         alive = [(t < lengths).view(-1, *([1] * (x.dim() - 2))) for t in range(x.shape[0])]
+        # masking the outputs alone would let NaN in the padding into the gradients: 0 * NaN is NaN
+        x = silence_padding(x, lengths)
     with use(surrogate):
         # unbind once: x[t] under autograd writes a zero of the whole sequence per step, quadratic in T
         for t, current in enumerate(x.unbind(0)):
@@ -68,6 +83,7 @@ def run(
                 s, *new = dynamics.step(drive, *states, *coefs)
             else:
                 s, *new = _StepWithVjp.apply(dynamics, surrogate, drive, *states, *coefs)  # type: ignore[misc]
+            s, *new = (_of_neurons(value, drive) for value in (s, *new))
             if alive is None:
                 states = tuple(new)
                 last = s if feedback is not None else None

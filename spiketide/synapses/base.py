@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ParameterError
-from ..layer import Layer, check_state, time_mask
+from ..layer import Layer, check_state
+from ..shapes import silence_padding as silence_padding
 from ..types import State
 
 
 class Synapse(Layer):
-    """A layer that maps each step by itself: a subclass says how (:meth:`apply_steps`) and what it takes (:meth:`check`).
+    """A layer that maps each step by itself; :meth:`apply_steps` says how, :meth:`check` what it takes.
 
     Shapes:
-        ``x (T, B, *N_in)`` -> ``y (T, B, *N_out)``, state ``()``. With ``lengths (B,)`` the outputs past a sample's end are
-        zero (also their bias).
+        ``x (T, B, *N_in)`` -> ``y (T, B, *N_out)``, state ``()``. With ``lengths (B,)`` the outputs past a
+        sample's end are zero (also their bias).
     """
 
     @abstractmethod
@@ -36,22 +37,12 @@ class Synapse(Layer):
         self.check(x, lengths)
         if state is not None:
             check_state(self, state, ())
-        return silence_padding(self.apply_steps(x), lengths), ()
-
-
-def silence_padding(y: Tensor, lengths: Tensor | None) -> Tensor:
-    """Zero in the steps past each sample's end.
-
-    Shapes: ``y (T, B, *N)``, ``lengths (B,)`` or ``None`` (all steps are valid).
-    """
-    if lengths is None:
-        return y
-    past = ~time_mask(lengths.to(y.device), y.shape[0])
-    return y.masked_fill(past.reshape(past.shape + (1,) * (y.dim() - 2)), 0.0)
+        # silenced before too: what stands in the padding, even NaN, must not reach the weight gradient
+        return silence_padding(self.apply_steps(silence_padding(x, lengths)), lengths), ()
 
 
 def uniform_(parameter: Tensor, fan_in: int) -> None:
-    """Fill with U(-1/sqrt(fan_in), 1/sqrt(fan_in)): Kaiming's rule with the gain that torch's own layers use."""
+    """Fill uniformly up to ±1/sqrt(fan_in): Kaiming's rule with the gain that torch's own layers use."""
     bound = 1.0 / math.sqrt(fan_in)
     nn.init.uniform_(parameter, -bound, bound)
 
@@ -73,7 +64,7 @@ def per_axis(owner: str, name: str, value: object, axes: int, least: int) -> tup
     Raises:
         ParameterError: another number of them, not integers, or one below ``least``.
     """
-    values = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,) * axes
+    values: tuple[Any, ...] = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
     if len(values) != axes or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
         raise ParameterError(
             f"{owner} expected {name} to be an integer >= {least}"

@@ -43,7 +43,8 @@ class _Conv(Synapse):
         self.groups = positive(name, "groups", groups)
         if c_in % groups or c_out % groups:
             raise ParameterError(
-                f"{name} expected groups to divide c_in and c_out, got groups={groups}, c_in={c_in}, c_out={c_out}."
+                f"{name} expected groups to divide c_in and c_out, got groups={groups}, "
+                f"c_in={c_in}, c_out={c_out}."
             )
         self.weight = nn.Parameter(torch.empty(c_out, c_in // groups, *self.kernel_size))
         self.bias = nn.Parameter(torch.empty(c_out)) if bias else None
@@ -57,7 +58,7 @@ class _Conv(Synapse):
             uniform_(self.bias, fan_in)
 
     def output_size(self, *size: int) -> tuple[int, ...]:
-        """The spatial size that comes out for the one that goes in (not positive: the kernel does not fit)."""
+        """The spatial size that comes out for one that goes in; below one where the kernel does not fit."""
         return tuple(
             (n + 2 * p - d * (k - 1) - 1) // s + 1
             for n, k, s, p, d in zip(
@@ -73,20 +74,22 @@ class _Conv(Synapse):
             raise ShapeError(f"{name} expected a tensor {wanted}, got {type(x).__name__}.")
         if not x.is_floating_point():
             raise ShapeError(
-                f"{name} expected floating point input, got {x.dtype}: spikes are floats here, convert with x.float()."
+                f"{name} expected floating point input, got {x.dtype}: spikes are floats here, "
+                "convert with x.float()."
             )
         if x.dim() != 3 + self.axes:
             hint = " For a single step add the time axis: x.unsqueeze(0)." if x.dim() == 2 + self.axes else ""
             raise ShapeError(f"{name} expected {wanted}, got {tuple(x.shape)} with {x.dim()} axes.{hint}")
         if x.shape[2] != self.c_in:
             raise ShapeError(
-                f"{name} expected {wanted}, got {tuple(x.shape)} with {x.shape[2]} channels on axis 2: time first, "
-                "then batch, channels, space; move the channel axis there with x.movedim."
+                f"{name} expected {wanted}, got {tuple(x.shape)} with {x.shape[2]} channels on axis 2: the "
+                "order is time, batch, channels, space; bring the axes there with x.movedim."
             )
         if min(self.output_size(*x.shape[3:])) < 1:
             raise ShapeError(
-                f"{name} with kernel {self.kernel_size}, dilation {self.dilation} and padding {self.padding} does not fit "
-                f"into the space {tuple(x.shape[3:])} of input {tuple(x.shape)}: pad more or take a smaller kernel."
+                f"{name} with kernel {self.kernel_size}, dilation {self.dilation} and padding {self.padding} "
+                f"expected a space that its kernel fits into, got {tuple(x.shape[3:])} in {tuple(x.shape)}: "
+                "pad more or take a smaller kernel."
             )
         if lengths is not None:
             check_lengths(name, x, lengths)
@@ -101,8 +104,9 @@ class _Conv(Synapse):
     def extra_repr(self) -> str:
         """Sizes, as ``print(layer)`` shows them."""
         return (
-            f"{self.c_in}, {self.c_out}, kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
-            f"dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}"
+            f"{self.c_in}, {self.c_out}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
+            f"bias={self.bias is not None}"
         )
 
 
@@ -111,8 +115,8 @@ class Conv1d(_Conv):
 
     .. math:: y_o[t, l] = b_o + \sum_{c,k} w_{ock}\, x_c[t,\; l \cdot stride + k \cdot dilation - padding]
 
-    The weights begin uniform in ``±1/sqrt(fan_in)``, ``fan_in = c_in / groups * kernel_size`` (Kaiming's rule with the
-    gain of :class:`torch.nn.Conv1d`), and so does the bias.
+    The weights begin uniform in ``±1/sqrt(fan_in)``, ``fan_in = c_in / groups * kernel_size`` (Kaiming's
+    rule with the gain of :class:`torch.nn.Conv1d`), and so does the bias.
 
     Example:
         >>> import torch
@@ -122,8 +126,8 @@ class Conv1d(_Conv):
         (10, 4, 8, 40)
 
     Shapes:
-        ``x (T, B, c_in, L)`` -> ``y (T, B, c_out, L_out)``, state ``()``. Parameters: ``weight (c_out, c_in / groups, K)``,
-        ``bias (c_out,)`` or ``None``.
+        ``x (T, B, c_in, L)`` -> ``y (T, B, c_out, L_out)``, state ``()``. Parameters: ``weight (c_out, c_in
+        / groups, K)``, ``bias (c_out,)`` or ``None``.
 
     Args:
         c_in: channels in.
@@ -162,10 +166,12 @@ class Conv1d(_Conv):
 class Conv2d(_Conv):
     r"""Convolve over two spatial axes, each step by itself.
 
-    .. math:: y_o[t, h, w] = b_o + \sum_{c,k,l} w_{ockl}\, x_c[t,\; h \cdot stride + k \cdot dilation - padding,\; w \ldots]
+    .. math:: y_o[t, h, w] = b_o + \sum_{c,k,l} w_{ockl}\, x_c[t,\; h s + k d - p,\; w s + l d - p]
 
-    The weights begin uniform in ``±1/sqrt(fan_in)``, ``fan_in = c_in / groups * kernel height * kernel width`` (Kaiming's
-    rule with the gain of :class:`torch.nn.Conv2d`), and so does the bias.
+    with stride s, dilation d and padding p of each axis.
+
+    The weights begin uniform in ``±1/sqrt(fan_in)``, ``fan_in = c_in / groups * kernel height * kernel
+    width`` (Kaiming's rule with the gain of :class:`torch.nn.Conv2d`), and so does the bias.
 
     Example:
         >>> import torch

@@ -15,12 +15,12 @@ class Dense(Synapse):
 
     .. math:: y_o[t] = b_o + \sum_j w_{oj}\, x_j[t]
 
-    Costs what the spikes cost: where few of the inputs are nonzero (measured at each call), the weights of those that
-    spiked are added up, forward and in the weight gradient; otherwise it is a matrix product. The results agree
-    up to rounding.
+    Costs what the spikes cost: where few of the inputs are nonzero (measured at each call), the weights of
+    those that spiked are added up, forward and in the weight gradient; otherwise it is a matrix product.
+    The results agree up to rounding.
 
-    The weights begin uniform in ``±1/sqrt(n_in)`` (Kaiming's rule with the gain of :class:`torch.nn.Linear`), and so
-    does the bias.
+    The weights begin uniform in ``±1/sqrt(n_in)`` (Kaiming's rule with the gain of
+    :class:`torch.nn.Linear`), and so does the bias.
 
     Example:
         >>> import torch
@@ -31,9 +31,9 @@ class Dense(Synapse):
         ((5, 4, 2), (), True)
 
     Shapes:
-        ``x (T, B, n_in)`` -> ``y (T, B, n_out)``, state ``()``. Parameters: ``weight (n_out, n_in)``, stored so that
-        ``weight.t()`` is contiguous (the weights of one input lie together; nothing else depends on it), and
-        ``bias (n_out,)`` or ``None``.
+        ``x (T, B, n_in)`` -> ``y (T, B, n_out)``, state ``()``. Parameters: ``weight (n_out, n_in)``,
+        stored so that ``weight.t()`` is contiguous (the weights of one input lie together; nothing else
+        depends on it), and ``bias (n_out,)`` or ``None``.
 
     Args:
         n_in: number of inputs.

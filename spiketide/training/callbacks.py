@@ -51,7 +51,12 @@ class Reseed(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Seed one test batch."""
-        self._seed(trainer, "test", batch_idx)
+        self.test_batch(self.seed, batch_idx)
+
+    @staticmethod
+    def test_batch(seed: int, batch_idx: int) -> None:
+        """Draw what a test batch drew."""
+        L.seed_everything(derive(seed, "test", batch_idx), verbose=False)
 
 
 class Keep(Checkpoint):

@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler
 
 from ..compose import Sequential
 from ..encoders import Encoder
-from ..errors import DataError, ParameterError, unknown
+from ..errors import NonFiniteError, ParameterError, unknown
 from ..layer import Layer
 from ..losses import CrossEntropy, Regulariser
 from ..probe import record
@@ -81,7 +81,7 @@ class Classification(L.LightningModule):
 
     Raises:
         ParameterError: an unknown name or a number out of range.
-        DataError: NaN or Inf in a batch.
+        NonFiniteError: NaN or Inf in a batch.
 
     Reference:
         One-cycle and cosine schedules as in ``torch.optim.lr_scheduler``, counted in optimiser steps.
@@ -133,13 +133,13 @@ class Classification(L.LightningModule):
         self.step_every, self.step_factor = int(step_every), float(step_factor)
         self.clip, self.clip_at = clip, float(clip_at)
 
-    def forward(self, batch: Batch) -> Output:
-        """Scores of a batch, and what the network did on the way."""
+    def forward(self, batch: Batch, *, encoded: bool = False) -> Output:
+        """Scores of a batch, and what the network did on the way; ``encoded`` says that ``x`` went through the encoder."""
         # One NaN would turn every weight into NaN without a word. Encoders check what they take themselves.
         if self.encoder is None and not bool(torch.isfinite(batch.x).all()):
             bad = int((~torch.isfinite(batch.x)).sum())
-            raise DataError(f"a batch holds {bad} NaN or Inf among {batch.x.numel()} values: clean the data first.")
-        x = batch.x if self.encoder is None else self.encoder(batch.x)
+            raise NonFiniteError(f"a batch holds {bad} NaN or Inf among {batch.x.numel()} values: clean the data first.")
+        x = batch.x if self.encoder is None or encoded else self.encoder(batch.x)
         with record(self.network) as records:
             y, _ = self.network(x, lengths=batch.lengths)
         scores = self.readout(y, batch.lengths)

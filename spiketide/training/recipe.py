@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from .. import recipes
 from ..errors import RecipeError, unknown
+from .classification import Classification
 
 OURS = {
     "callbacks", "logger", "plugins", "default_root_dir", "enable_checkpointing", "num_sanity_val_steps",
@@ -66,7 +67,7 @@ class Best:
 class Built:
     """The objects of a recipe."""
 
-    model: L.LightningModule
+    model: Classification
     data: L.LightningDataModule
     trainer: dict[str, Any]
     """Arguments for ``lightning.Trainer``."""
@@ -147,7 +148,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--claim", type=Claim | None, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
-    parser.add_subclass_arguments(L.LightningModule, "model", required=True)
+    parser.add_subclass_arguments(Classification, "model", required=True)
     parser.add_class_arguments(L.Trainer, "trainer", skip=OURS, instantiate=False)
     parser.add_class_arguments(Best, "best")
     return parser
@@ -211,7 +212,7 @@ def arguments(class_path: str, where: str = "recipe") -> frozenset[str]:
     except (ImportError, ValueError) as error:
         raise RecipeError(f"class_path {class_path!r} in {where}: cannot import {module_name!r} ({error}).") from error
     if not hasattr(module, name):
-        names = [key for key, value in vars(module).items() if isinstance(value, type) and not key.startswith("_")]
+        names = [key for key in dir(module) if key[:1].isupper()]
         raise RecipeError(f"in {where}: " + unknown(f"class of {module_name}:", name, names))
     parser = ArgumentParser(exit_on_error=False)
     target = getattr(module, name)

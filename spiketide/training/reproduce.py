@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import RecipeError, unknown
 from .folder import RunFolder
+from .judgement import judge
 from .recipe import Claim, Recipe
 from .run import main_process, test, train
 
@@ -99,21 +100,3 @@ def summarise(rows: Sequence[dict[str, Any]], claim: Claim | None) -> dict[str, 
         "verdict_in_words": words,
         "runs": [{"value": value, **row} for value, row in zip(values, rows, strict=True)],
     }
-
-
-def judge(mean: float, interval: Sequence[float] | None, claim: Claim | None) -> tuple[str, str]:
-    """Whether a claim was met: ``reproduced``, ``above``, ``open`` or ``not reproduced``, and why in words.
-
-    The mean decides; when it falls short but the 95 % interval still reaches the claim, the question stays open.
-    """
-    if claim is None:
-        return "no claim", "the recipe is our own: there is no published number to compare with."
-    low, high = claim.value - claim.tolerance, claim.value + claim.tolerance
-    said = f"{claim.paper} ({claim.where}) {claim.metric} {claim.value:g}, tolerance {claim.tolerance:g}"
-    if mean > high:
-        return "above", f"above the claim: {mean:.4f} against {said}."
-    if mean >= low:
-        return "reproduced", f"reproduced: {mean:.4f} against {said}."
-    if interval is not None and interval[1] >= low:
-        return "open", f"open: {mean:.4f} falls short of {said}, but its interval reaches it; take more seeds."
-    return "not reproduced", f"not reproduced: {mean:.4f} against {said}."

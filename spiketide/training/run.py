@@ -105,16 +105,10 @@ def _prepare(recipe: Recipe, folder: RunFolder, resume: bool) -> None:
 def _trainer(built: Built, folder: RunFolder, keep: Keep, checkpoint: Path | None) -> L.Trainer:
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    settings = dict(built.trainer)
+    settings = _settings(built)
     if checkpoint is not None and getattr(built.data, "num_workers", 0):
         # Workers fetch as soon as the loader is made, which is before Lightning knows the epoch of a resumed run.
         settings["reload_dataloaders_every_n_epochs"] = 1
-    if settings["deterministic"] is None:
-        settings["deterministic"] = settings["accelerator"] == "cpu" or not torch.cuda.is_available()
-    if settings["log_every_n_steps"] is None:
-        settings["log_every_n_steps"] = 1
-    if settings["enable_progress_bar"] is None:
-        settings["enable_progress_bar"] = sys.stderr.isatty()
     callbacks: list[L.Callback] = [Reseed(built.seed), keep]
     if settings["enable_progress_bar"]:
         callbacks.append(Bar())
@@ -127,6 +121,18 @@ def _trainer(built: Built, folder: RunFolder, keep: Keep, checkpoint: Path | Non
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+
+
+def _settings(built: Built) -> dict[str, Any]:
+    """Arguments for the trainer, with what depends on the machine filled in."""
+    settings = dict(built.trainer)
+    if settings["deterministic"] is None:
+        settings["deterministic"] = settings["accelerator"] == "cpu" or not torch.cuda.is_available()
+    if settings["log_every_n_steps"] is None:
+        settings["log_every_n_steps"] = 1
+    if settings["enable_progress_bar"] is None:
+        settings["enable_progress_bar"] = sys.stderr.isatty()
+    return settings
 
 
 def _fit(trainer: L.Trainer, built: Built, folder: RunFolder, checkpoint: Path | None) -> None:
@@ -170,42 +176,45 @@ def test(folder: RunFolder, *, again: bool = False) -> dict[str, Any]:
             f"{folder.path} is not finished; test data is touched once, at the end. "
             f"Go on with: spiketide train --resume {folder.path}"
         )
-    with folder.hold(), _logging_to(folder), _quiet():
-        recipe = load(folder)
-        built = recipe.build()
-        checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
-        built.model.load_state_dict(checkpoint["state_dict"])
+    with folder.hold(), _logging_to(folder):
         began = time.perf_counter()
-        collector = Collector()
-        settings = {key: built.trainer[key] for key in ("accelerator", "precision", "limit_test_batches")}
-        deterministic = built.trainer["deterministic"]
-        if deterministic is None:
-            deterministic = settings["accelerator"] == "cpu" or not torch.cuda.is_available()
-        trainer = L.Trainer(
-            **settings,
-            devices=1,
-            deterministic=deterministic,
-            callbacks=[Reseed(built.seed), collector],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=sys.stderr.isatty(),
-            enable_model_summary=False,
-        )
-        trainer.test(built.model, datamodule=built.data, verbose=False)
+        recipe, built, collector, metrics = evaluate(folder)
         result = {
             "test_accuracy": collector.accuracy,
-            "test_loss": float(trainer.callback_metrics["test/loss"]),
-            "firing_rate": float(trainer.callback_metrics["test/rate"]),
+            "test_loss": metrics["test/loss"],
+            "firing_rate": metrics["test/rate"],
             "firing_rates": {name: float(rates.mean()) for name, rates in collector.rates.items()},
             "synaptic_operations": collector.operations.sparse_per_sample,
             "dense_operations": collector.operations.dense_per_sample,
             "samples": collector.samples,
-            "epoch": checkpoint["epoch"],
+            "epoch": int(metrics["epoch"]),
             "test_seconds": round(time.perf_counter() - began, 3),
         }
         folder.write_json("test.json", result)
         make_report(folder, recipe, built, collector, result)
     return {**result, "stored": False}
+
+
+def evaluate(folder: RunFolder) -> tuple[Recipe, Built, Collector, dict[str, float]]:
+    """The best checkpoint of a run on its test data; writes nothing."""
+    recipe = load(folder)
+    collector = Collector()
+    with _quiet():
+        built = recipe.build()
+        checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
+        built.model.load_state_dict(checkpoint["state_dict"])
+        kept = ("accelerator", "precision", "limit_test_batches", "deterministic", "enable_progress_bar")
+        trainer = L.Trainer(
+            **{key: _settings(built)[key] for key in kept},
+            devices=1,
+            callbacks=[Reseed(built.seed), collector],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        trainer.test(built.model, datamodule=built.data, verbose=False)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return recipe, built, collector, {"epoch": checkpoint["epoch"], **metrics}
 
 
 def load(folder: RunFolder) -> Recipe:

@@ -1,0 +1,115 @@
+"""Large CPU tensors from memory that is used again.
+
+A fresh tensor of many megabytes comes from the operating system page by page, and every first touch of a page is a fault: for a
+scan of 16 MiB sequences that took twice as long as the arithmetic. The kernels therefore take their outputs from a small pool,
+as CUDA's caching allocator does: a buffer goes back to the pool when the last tensor that uses it is gone (tensors share it by
+reference count, so a result is never overwritten while anyone holds it), and buffers are backed by huge pages where the system
+offers them. The pool keeps no more idle than the program once used at the same time.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SMALLEST = 1 << 20
+"""Bytes below which torch's own allocator is used: it serves small blocks without faults."""
+
+_UNIT = 2 << 20  # a huge page
+
+
+class _Pool:
+    def __init__(self) -> None:
+        self.idle: dict[int, list[np.ndarray]] = {}
+        self.idle_bytes = self.used_bytes = self.peak_bytes = 0
+        self.lock = threading.RLock()  # a finaliser may run inside take()
+
+    def take(self, size: int) -> np.ndarray:
+        with self.lock:
+            self.used_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+            if self.idle.get(size):
+                self.idle_bytes -= size
+                return self.idle[size].pop()
+        area = mmap.mmap(-1, size)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            try:
+                area.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:  # a kernel without huge pages: ordinary ones do
+                pass
+        return np.frombuffer(area, dtype=np.uint8)
+
+    def give(self, buffer: np.ndarray) -> None:
+        with self.lock:
+            size = buffer.nbytes
+            self.used_bytes -= size
+            if self.idle_bytes + self.used_bytes + size <= self.peak_bytes:
+                self.idle.setdefault(size, []).append(buffer)
+                self.idle_bytes += size
+
+    def clear(self) -> None:
+        with self.lock:
+            self.idle.clear()
+            self.idle_bytes = 0
+
+
+_pool = _Pool()
+
+
+def _fresh_pool() -> None:
+    # a forked child must not write into pages whose bookkeeping another thread may have held half-done
+    global _pool
+    _pool = _Pool()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh_pool)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """An uninitialised contiguous CPU tensor, from the pool when it is large.
+
+    Example:
+        >>> from spiketide.kernels.memory import empty
+        >>> a = empty((1024, 1024))
+        >>> address = a.data_ptr()
+        >>> del a
+        >>> empty((1024, 1024)).data_ptr() == address
+        True
+
+    Args:
+        shape: of the tensor.
+        dtype: of the tensor.
+    """
+    count = math.prod(shape)
+    size = count * torch.empty((), dtype=dtype).element_size()
+    if size < SMALLEST:
+        return torch.empty(tuple(shape), dtype=dtype)
+    pool = _pool
+    buffer = pool.take(-(-size // _UNIT) * _UNIT)
+    # the storage keeps this view alive and nothing else does: when it goes, the buffer is free
+    view = buffer[:size].view()
+    tensor = torch.from_numpy(view)
+    weakref.finalize(view, pool.give, buffer).atexit = False
+    del view
+    return tensor.view(dtype).view(tuple(shape))
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """An uninitialised contiguous tensor of the shape and dtype of ``x``; pooled on the CPU."""
+    if x.device.type != "cpu":
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return empty(x.shape, x.dtype)
+
+
+def release() -> None:
+    """Give the idle memory of the pool back to the system."""
+    _pool.clear()

@@ -1,0 +1,111 @@
+"""Recurrent scans on the GPU: one matrix product and one fused step kernel at every step.
+
+At step ``t`` a neuron is driven by ``x[t] + W s[t-1]``. The product is torch's; the step kernel is the scan's own kernel over a
+window of one step: it adds the product to the input, runs the step, writes outputs and saved values in their place and keeps
+``s[t]`` in float32 for the next product. The backward is the same from the end: the step's backward, then the product that
+carries the gradient to the outputs before. All buffers are made before the loop and no step waits for the host. The gradient
+of the matrix is one product over all steps afterwards, made by the caller.
+
+The sum ``x[t] + W s[t-1]`` is rounded after the product, as in the reference, so equal products give equal bits. Products are
+float32 also under automatic mixed precision and for bfloat16 and float16 inputs, whose outputs are fed back unrounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .dynamics import program
+from .gpu import Launch, backward_kernel, compute_dtype, flat_coefs, flat_lengths, forward_kernel, plan_for, scalar_flags
+
+
+def forward(
+    key: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    previous: Tensor,
+    coefs: Sequence[Tensor],
+    weight: Tensor,
+    lengths: Tensor | None,
+    need_coefs: tuple[bool, ...] | None,
+) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    """Run the recurrent forward.
+
+    Shapes: ``x (T, B, N)``, states and ``previous (B, N)``, ``weight (N, N)`` as ``torch.nn.Linear`` (row = receiving neuron).
+
+    Returns:
+        outputs in the dtype of ``x``, final state, last valid output of each sample, saved tensors.
+    """
+    steps, batch, n = x.shape
+    dtype = compute_dtype(x)
+    saved = () if need_coefs is None else plan_for(key, True, need_coefs).saved
+    x = x.detach().contiguous()
+    y = torch.empty_like(x)
+    stores = [torch.empty_like(x, dtype=dtype) for _ in saved]
+    final = [s.detach().to(dtype).clone(memory_format=torch.contiguous_format) for s in state]
+    fed = previous.detach().to(dtype).clone(memory_format=torch.contiguous_format)
+    if not y.numel():
+        return y, final, fed, stores
+    launch = Launch(x, batch, (n,), step=True)
+    kernel = forward_kernel(key, saved, scalar_flags(coefs), lengths is not None, dtype, fed=True)
+    with launch.on_device(), torch.autocast(x.device.type, enabled=False):
+        product, wt = torch.empty_like(fed), weight.detach().to(dtype).t()
+        tensors = [x, product, fed, *flat_lengths(lengths, steps), *final, *flat_coefs(coefs, (n,), dtype)]
+        tensors += [y, *final, *stores]
+        for t in range(steps):
+            torch.mm(fed, wt, out=product)
+            launch(kernel, tensors, t, t + 1)
+    return y, final, fed, stores
+
+
+def backward(
+    key: str,
+    gy: Tensor,
+    gfinal: Sequence[Tensor],
+    glast: Tensor,
+    state: Sequence[Tensor],
+    coefs: Sequence[Tensor],
+    weight: Tensor,
+    stores: Sequence[Tensor],
+    lengths: Tensor | None,
+    need_coefs: tuple[bool, ...],
+    sums: list[Tensor] | None = None,
+) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    """Run the recurrent backward.
+
+    Returns:
+        gradient of the drive ``(T, B, N)`` in float32 (the matrix's gradient is made from it), of the initial state, of the
+        initial outputs, and the wanted coefficients' gradients per neuron and sample.
+    """
+    p = program(key)
+    plan = plan_for(key, True, need_coefs)
+    steps, batch, n = gy.shape
+    dtype = compute_dtype(gy)
+    gy = gy.detach().contiguous()
+    gx = torch.zeros_like(gy, dtype=dtype) if p.grad_x is None else torch.empty_like(gy, dtype=dtype)
+    gstate = [g.detach().to(dtype).clone(memory_format=torch.contiguous_format) for g in gfinal]
+    glast = glast.detach().to(dtype).contiguous()
+    gfed = glast.clone()
+    if sums is None:
+        wanted = sum(i is not None for i in plan.grad_coefs)
+        sums = [torch.zeros_like(gfed) for _ in range(wanted)]
+    if not gy.numel():
+        return gx, gstate, gfed, sums
+    launch = Launch(gy, batch, (n,), step=True)
+    kernel = backward_kernel(key, plan, scalar_flags(coefs), lengths is not None, dtype, fed=True)
+    ends = flat_lengths(lengths, steps)
+    with launch.on_device(), torch.autocast(gy.device.type, enabled=False):
+        w = weight.detach().to(dtype)
+        before = [state[k].detach().to(dtype).contiguous() for k in plan.prior]
+        # past a sample's last step nothing is fed back: its last outputs have the gradient given from outside
+        tensors = [gy, gfed, *([glast, *ends] if ends else []), *before, *flat_coefs(coefs, (n,), dtype), *stores]
+        tensors += [*gstate, *([gx] if plan.grad_x is not None else []), *gstate, *sums]
+        rows = gx.unbind(0)
+        for t in reversed(range(steps)):
+            launch(kernel, tensors, t, t + 1)
+            torch.mm(rows[t], w, out=gfed)
+    if lengths is not None:
+        gfed = torch.where((lengths > 0).unsqueeze(1), gfed, glast)
+    return gx, gstate, gfed, sums

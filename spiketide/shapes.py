@@ -1,0 +1,97 @@
+"""Shapes: what a layer may be given, and which steps of a padded batch count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import ShapeError
+from .types import State, leaves
+
+
+def time_mask(lengths: Tensor, steps: int) -> Tensor:
+    """Valid steps as a boolean mask.
+
+    Shapes: ``lengths (B,)`` -> ``(T, B)``, true where ``t < lengths[b]``.
+    """
+    return torch.arange(steps, device=lengths.device).unsqueeze(1) < lengths.unsqueeze(0)
+
+
+def check_input(layer: object, x: Tensor, shape: tuple[int, ...], lengths: Tensor | None = None) -> None:
+    """Refuse what a layer of feature shape ``shape`` cannot take.
+
+    Raises:
+        ShapeError: not a floating tensor, wrong rank, wrong features, or lengths of another shape.
+    """
+    name = type(layer).__name__
+    if not isinstance(x, Tensor):
+        raise ShapeError(f"{name} expected a tensor (T, B, *N), got {type(x).__name__}.")
+    if not x.is_floating_point():
+        raise ShapeError(
+            f"{name} expected floating point input, got {x.dtype}: spikes are floats here, convert with x.float()."
+        )
+    wanted = "(T, B, " + ", ".join(map(str, shape)) + ")"
+    if x.dim() != len(shape) + 2:
+        hint = ""
+        if x.dim() == len(shape) + 1:
+            hint = " For a single step add the time axis: x.unsqueeze(0)."
+        raise ShapeError(f"{name} expected {wanted}, got {tuple(x.shape)} with {x.dim()} axes.{hint}")
+    if tuple(x.shape[2:]) != shape:
+        raise ShapeError(
+            f"{name} expected {wanted}, got {tuple(x.shape)}: is this batch-first or features-first? "
+            "spiketide is time-first: x.transpose(0, 1)."
+        )
+    if lengths is not None:
+        check_lengths(name, x, lengths)
+
+
+def check_lengths(name: str, x: Tensor, lengths: Tensor) -> None:
+    """Refuse lengths that are not ``(B,)`` integers from 0 to ``T``.
+
+    Values are looked at on the CPU only: on a GPU the look would wait for the device.
+    """
+    counts = not (lengths.is_floating_point() or lengths.dtype == torch.bool)
+    if lengths.dim() != 1 or lengths.shape[0] != x.shape[1] or not counts:
+        raise ShapeError(
+            f"{name} expected lengths ({x.shape[1]},) of integers for input {tuple(x.shape)}, "
+            f"got {tuple(lengths.shape)} {lengths.dtype}. If x is batch-first, transpose it: x.transpose(0, 1)."
+        )
+    if torch.compiler.is_compiling() or lengths.device.type != "cpu" or not lengths.numel():
+        return
+    low, high = (int(bound) for bound in lengths.aminmax())
+    if low < 0 or high > x.shape[0]:
+        raise ShapeError(
+            f"{name} expected lengths from 0 to T = {x.shape[0]}, got {low} to {high}: are they of another batch?"
+        )
+
+
+def check_state(layer: object, state: State, expected: State) -> None:
+    """Refuse a state that is not of this layer and this batch.
+
+    Raises:
+        ShapeError: another structure, another batch size (for example the last, smaller batch), another shape.
+    """
+    name = type(layer).__name__
+    got, want = leaves(state), leaves(expected)
+    if len(got) != len(want):
+        raise ShapeError(
+            f"{name} expected a state of {len(want)} tensors, got {len(got)}: a state belongs to the layer that "
+            "returned it; pass None to begin."
+        )
+    for have, need in zip(got, want, strict=True):
+        if have.shape != need.shape:
+            raise ShapeError(
+                f"{name} expected state tensors of shape {tuple(need.shape)}, got {tuple(have.shape)}: the state is of "
+                "another batch size or layer; pass None to begin a new batch."
+            )
+
+
+def silence_padding(y: Tensor, lengths: Tensor | None) -> Tensor:
+    """Zero in the steps past each sample's end.
+
+    Shapes: ``y (T, B, *N)``, ``lengths (B,)`` or ``None`` (all steps are valid).
+    """
+    if lengths is None:
+        return y
+    past = ~time_mask(lengths.to(y.device), y.shape[0])
+    return y.masked_fill(past.reshape(past.shape + (1,) * (y.dim() - 2)), 0.0)

@@ -1,0 +1,452 @@
+"""The guarantees that every data module inherits, on arrays whose only feature is the sample's number."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from torch.utils.data import DistributedSampler
+
+from spiketide import data as package
+from spiketide.data import ArrayData, DataModule
+from spiketide.data.base import _even_batch_size, stratified_order
+from spiketide.errors import DataError, ParameterError, ShapeError
+
+CLASSES = np.repeat([0, 1, 2], [50, 30, 20])
+
+
+def numbers(n: int, first: int = 0) -> np.ndarray:
+    return np.arange(first, first + n, dtype=np.float32).reshape(n, 1)
+
+
+def toy(y=CLASSES, n_test: int = 13, **options) -> ArrayData:
+    y = np.asarray(y)
+    return ArrayData(
+        numbers(len(y)), y, numbers(n_test, len(y)), np.arange(n_test) % 3, temporal=False, **options
+    )
+
+
+def order(loader, epoch: int | None = None) -> list[int]:
+    if epoch is not None:
+        loader.sampler.set_epoch(epoch)
+    return [int(number) for batch in loader for number in batch.x.flatten()]
+
+
+def attach(module: DataModule, world: int, rank: int) -> DataModule:
+    """As if a Trainer with several processes held the module."""
+    device = SimpleNamespace(root_device=torch.device("cpu"))
+    module.trainer = SimpleNamespace(world_size=world, global_rank=rank, current_epoch=0, strategy=device)
+    return module
+
+
+def test_parts_are_disjoint_complete_and_stratified():
+    module = toy(validation_fraction=0.2)
+    parts = module.split_indices
+    assert sorted(parts["train"] + parts["validation"]) == list(range(100))
+    assert parts["test"] == list(range(100, 113))
+    assert np.bincount(CLASSES[parts["validation"]]).tolist() == [10, 6, 4]
+    assert np.bincount(CLASSES[parts["train"]]).tolist() == [40, 24, 16]
+
+
+def test_the_split_depends_on_the_seed_and_on_nothing_else():
+    torch.manual_seed(1)
+    np.random.seed(1)
+    first = toy(seed=3).split_indices
+    torch.manual_seed(2)
+    np.random.seed(2)
+    assert toy(seed=3).split_indices == first
+    other = toy(seed=4).split_indices
+    assert other["validation"] != first["validation"]
+    assert other["test"] == first["test"]
+    assert toy(seed=3, batch_size=7, limit=11).split_indices["validation"] == first["validation"]
+
+
+def test_the_split_stays_what_it_is_across_versions():
+    assert stratified_order(np.array([0, 0, 0, 1, 1, 2]), 5).tolist() == GOLDEN_ORDER
+
+
+GOLDEN_ORDER = [2, 4, 5, 1, 3, 0]
+
+
+def test_every_prefix_is_stratified():
+    found = stratified_order(CLASSES, 0)
+    assert sorted(found.tolist()) == list(range(100))
+    for length in range(1, 101):
+        counts = np.bincount(CLASSES[found[:length]], minlength=3)
+        assert np.abs(counts - length * np.array([0.5, 0.3, 0.2])).max() <= 1.0
+
+
+def test_limit_is_stratified_and_leaves_validation_and_test_alone():
+    whole, some = toy(), toy(limit=10)
+    parts = some.split_indices
+    assert np.bincount(CLASSES[parts["train"]]).tolist() == [5, 3, 2]
+    assert set(parts["train"]) <= set(whole.split_indices["train"])
+    assert parts["validation"] == whole.split_indices["validation"]
+    assert parts["test"] == whole.split_indices["test"]
+    assert len(order(some.train_dataloader())) == 10
+    assert toy(limit=10**6).split_indices == whole.split_indices
+
+
+def test_an_epoch_sees_every_sample_once_and_drops_none():
+    module = toy(batch_size=32)
+    loader = module.train_dataloader()
+    assert [len(batch.y) for batch in loader] == [32, 32, 26]
+    assert sorted(order(loader)) == module.split_indices["train"]
+    for batch in loader:
+        assert batch.y.tolist() == CLASSES[batch.x.flatten().long()].tolist()
+        assert batch.x.dtype == torch.float32
+        assert batch.y.dtype == torch.int64
+
+
+def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch():
+    orders = {
+        (s, e): order(toy(seed=s, validation_fraction=0.5).train_dataloader(), e)
+        for s in (0, 1)
+        for e in (0, 1, 7)
+    }
+    fresh = toy(seed=0, validation_fraction=0.5).train_dataloader()
+    assert order(fresh, 7) == orders[0, 7]
+    assert order(fresh, 0) == orders[0, 0]
+    assert order(fresh, 0) != orders[0, 1]
+
+
+def test_seeds_are_not_shifted_epochs():
+    # As arrays of ranks, so that the different splits of two seeds do not hide a shared permutation.
+    ranks = {}
+    for seed in (0, 1):
+        loader = toy(seed=seed).train_dataloader()
+        for epoch in (0, 1):
+            loader.sampler.set_epoch(epoch)
+            ranks[seed, epoch] = list(loader.sampler)
+    assert ranks[0, 1] != ranks[1, 0]
+
+
+def test_the_global_random_state_is_neither_used_nor_moved():
+    module = toy()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = order(module.train_dataloader())
+    order(module.val_dataloader())
+    module.setup("test")
+    order(module.test_dataloader())
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(123)
+    assert order(module.train_dataloader()) == first
+
+
+def test_validation_is_in_order():
+    module = toy(eval_batch_size=3)
+    assert order(module.val_dataloader()) == module.split_indices["validation"]
+    assert [len(batch.y) for batch in module.val_dataloader()] == [3, 3, 3, 1]
+
+
+def test_test_data_are_closed_until_the_test_stage():
+    module = toy()
+    for stage in (None, "fit", "validate"):
+        if stage:
+            module.setup(stage)
+        with pytest.raises(DataError, match="closed: they are touched once"):
+            module.test_dataloader()
+    module.setup("test")
+    assert order(module.test_dataloader()) == list(range(100, 113))
+    module.teardown("test")
+    with pytest.raises(DataError, match="closed"):
+        module.test_dataloader()
+    module.setup("test")
+    module.setup("fit")
+    with pytest.raises(DataError, match="closed"):
+        module.test_dataloader()
+
+
+def test_reading_the_training_part_reads_no_test_data(monkeypatch):
+    module, read = toy(), []
+    original = ArrayData.read
+    monkeypatch.setattr(ArrayData, "read", lambda self, part: (read.append(part), original(self, part))[1])
+    module.setup("fit")
+    list(module.train_dataloader())
+    list(module.val_dataloader())
+    assert read == ["train"]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_batches_of_one(world):
+    one = toy(batch_size=8 * world, seed=2).train_dataloader()
+    shares = [attach(toy(batch_size=8, seed=2), world, rank).train_dataloader() for rank in range(world)]
+    assert all(
+        isinstance(share.sampler, DistributedSampler) for share in shares
+    )  # Lightning leaves those alone
+    for epoch in (0, 5):
+        for loader in (one, *shares):
+            loader.sampler.set_epoch(epoch)
+        for whole, *pieces in zip(one, *shares, strict=True):
+            assert len({len(piece.y) for piece in pieces}) == 1
+            together = sorted(int(v) for piece in pieces for v in piece.x.flatten())
+            assert together == sorted(int(v) for v in whole.x.flatten())
+
+
+def test_uneven_training_shares_lose_nobody():
+    shares = [attach(toy(batch_size=8), 4, rank).train_dataloader() for rank in range(4)]  # 90 = 4 * 22 + 2
+    seen = [number for share in shares for number in order(share)]
+    assert len(seen) == 92
+    assert set(seen) == set(toy().split_indices["train"])
+
+
+@pytest.mark.parametrize(
+    ("n", "world", "size"), [(13, 2, 4), (13, 2, 6), (9, 2, 4), (7, 3, 1), (5, 2, 1), (24, 4, 3)]
+)
+def test_evaluation_sees_every_sample_once_in_equally_many_batches(n, world, size):
+    loaders = []
+    for rank in range(world):
+        module = attach(toy(n_test=n, eval_batch_size=size), world, rank)
+        module.setup("test")
+        loaders.append(module.test_dataloader())
+    assert sorted(number for loader in loaders for number in order(loader)) == list(range(100, 100 + n))
+    assert len({len(list(loader)) for loader in loaders}) == 1
+
+
+def test_even_batch_size_is_the_wanted_one_wherever_that_is_possible():
+    for world in (1, 2, 3, 8):
+        for n in range(world, 200):
+            for wanted in (1, 2, 5, 64):
+                size = _even_batch_size(n, world, wanted)
+                counts = {-(-len(range(rank, n, world)) // size) for rank in range(world)}
+                assert len(counts) == 1
+                if n % world == 0:
+                    assert size == wanted
+
+
+def test_more_processes_than_samples():
+    module = attach(toy(n_test=3), 4, 0)
+    module.setup("test")
+    with pytest.raises(DataError, match="3 samples to evaluate on for 4 processes"):
+        module.test_dataloader()
+
+
+class Recorder(L.LightningModule):
+    """Writes down what it is fed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: dict[int, list[int]] = {}
+
+    def training_step(self, batch, index):
+        self.seen.setdefault(self.current_epoch, []).extend(int(v) for v in batch.x.flatten())
+        return self.weight * 1.0
+
+    def validation_step(self, batch, index):
+        pass
+
+    def test_step(self, batch, index):
+        self.seen.setdefault(-1, []).extend(int(v) for v in batch.x.flatten())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(folder, epochs: int) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*GPU available but not used.*")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # of Lightning
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_sees_the_order_of_an_uninterrupted_one(tmp_path, workers):
+    whole = Recorder()
+    trainer(tmp_path, 4).fit(whole, datamodule=toy(num_workers=workers))
+    assert sorted(whole.seen) == [0, 1, 2, 3]
+    assert whole.seen[0] != whole.seen[1]
+    assert order(toy().train_dataloader(), 3) == whole.seen[3]  # and it is the one that set_epoch gives
+
+    first, second = Recorder(), Recorder()
+    run = trainer(tmp_path, 2)
+    run.fit(first, datamodule=toy(num_workers=workers))
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    torch.manual_seed(99)
+    trainer(tmp_path, 4).fit(second, datamodule=toy(num_workers=workers), ckpt_path=tmp_path / "half.ckpt")
+    assert first.seen | second.seen == whole.seen
+    assert sorted(second.seen) == [2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*GPU available but not used.*")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # of Lightning
+def test_the_trainer_opens_the_test_data(tmp_path):
+    module, model, run = toy(), Recorder(), trainer(tmp_path, 1)
+    run.fit(model, datamodule=module)
+    assert -1 not in model.seen
+    run.test(model, datamodule=module, verbose=False)
+    assert model.seen[-1] == list(range(100, 113))
+    with pytest.raises(DataError, match="closed"):
+        module.test_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 0}, "batch_size of 1 or more, got 0"),
+        ({"eval_batch_size": 0}, "eval_batch_size"),
+        ({"limit": 0}, "limit"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"validation_fraction": 0.0}, "always carved"),
+        ({"validation_fraction": 1.0}, "between 0 and 1"),
+        ({"validation_fraction": float("nan")}, "between 0 and 1"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_options_out_of_range(options, words):
+    with pytest.raises(ParameterError, match=words):
+        toy(**options)
+
+
+def test_unknown_stage():
+    with pytest.raises(ParameterError, match="unknown stage 'tset'; did you mean 'test'"):
+        toy().setup("tset")
+
+
+def test_a_class_without_validation_or_training_samples():
+    with pytest.raises(DataError, match=r"class '1' \(3 samples\) has no validation sample.*Raise"):
+        toy(y=[0] * 97 + [1] * 3, n_test=2, validation_fraction=0.1).setup("fit")
+    with pytest.raises(DataError, match=r"class '1' \(1 samples\) has no training sample.*Lower"):
+        toy(y=[0] * 99 + [1], n_test=2, validation_fraction=0.9).setup("fit")
+
+
+# Arrays of one's own.
+
+
+def test_sequences_of_different_lengths():
+    sequences = [np.full((3 + n % 4, 2), n) for n in range(40)]
+    module = ArrayData(sequences, np.arange(40) % 2, temporal=True, batch_size=16)
+    assert module.sample_shape == (2,)
+    assert module.temporal
+    for batch in module.train_dataloader():
+        assert batch.x.dtype == torch.float32
+        for b, length in enumerate(batch.lengths.tolist()):
+            number = int(batch.x[0, b, 0])
+            assert length == 3 + number % 4
+            assert (batch.x[:length, b] == number).all()
+            assert (batch.x[length:, b] == 0).all()
+            assert batch.y[b] == number % 2
+    assert module.split_indices["test"] == []
+    with pytest.raises(DataError, match="no test data"):
+        module.setup("test")
+
+
+def test_sequences_of_one_length():
+    x = np.random.default_rng(0).normal(size=(30, 5, 2, 3))
+    batch = next(iter(ArrayData(x, [0, 1] * 15, temporal=True, batch_size=4).train_dataloader()))
+    assert batch.x.shape == (5, 4, 2, 3)
+    assert batch.lengths is None
+
+
+def test_the_arrays_are_copied():
+    x = torch.zeros(20, 1)
+    module = ArrayData(x, [0, 1] * 10, temporal=False)
+    x.fill_(7.0)
+    assert max(order(module.train_dataloader())) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        (([], []), {"temporal": True}, DataError, "no samples in x_train"),
+        ((np.zeros((0, 3)), []), {"temporal": False}, DataError, "no samples in x_train"),
+        ((np.zeros((4, 3)), [0, 1]), {"temporal": False}, ShapeError, "each of 4 samples in y_train, got 2"),
+        ((np.zeros((4, 3)), [0, 1, 0, 1]), {"temporal": True}, ShapeError, r"\(n, T, \*N\), got \(4, 3\)"),
+        ((np.zeros(4), [0, 1, 0, 1]), {"temporal": False}, ShapeError, r"N = \(1,\)"),
+        (
+            ([np.zeros((2, 1)), np.zeros((0, 1))], [0, 1]),
+            {"temporal": True},
+            DataError,
+            r"x_train\[1\] has none",
+        ),
+        (([np.zeros((2, 1)), np.zeros((2, 3))], [0, 1]), {"temporal": True}, ShapeError, r"x_train\[1\]"),
+        (([[1.0, 2.0], [1.0]], [0, 1]), {"temporal": False}, ShapeError, "different lengths are a list"),
+        ((np.zeros((2, 3)), [0.0, 1.0]), {"temporal": False}, DataError, "whole class numbers"),
+        ((np.zeros((2, 3)), [[0], [1]]), {"temporal": False}, ShapeError, r"y_train \(n,\)"),
+        ((np.zeros((2, 3)), [-1, 0]), {"temporal": False}, DataError, "labels from -1"),
+        ((np.zeros((2, 3)), [0, 5]), {"temporal": False, "class_names": ["a", "b"]}, DataError, "0 to 1"),
+        (
+            (np.zeros((2, 3)), [0, 1], np.zeros((2, 3))),
+            {"temporal": False},
+            DataError,
+            "together, or neither",
+        ),
+        (
+            (np.zeros((2, 3)), [0, 1], np.zeros((2, 4)), [0, 1]),
+            {"temporal": False},
+            ShapeError,
+            r"\(3,\), got \(4,\)",
+        ),
+        ((np.zeros((2, 3)), [0, 1], np.zeros((2, 3)), [0, 2]), {"temporal": False}, DataError, "test part"),
+        ((np.array([[0.0], [np.nan]]), [0, 1]), {"temporal": False}, DataError, r"x_train\[1\] has NaN"),
+        (
+            ([np.zeros((2, 1)), np.full((2, 1), np.inf)], [0, 1]),
+            {"temporal": True},
+            DataError,
+            r"x_train\[1\]",
+        ),
+    ],
+)
+def test_arrays_that_cannot_be_used(arguments, options, error, words):
+    with pytest.raises(error, match=words):
+        ArrayData(*arguments, **options)
+
+
+# Construction from a file, and the package.
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Digits", {"seed": 5, "limit": 7}),
+        ("MNIST", {"as_sequence": "pixels", "permutation_seed": 3, "batch_size": 9}),
+        ("MNIST", {"as_sequence": False}),
+        ("FashionMNIST", {"as_sequence": "rows", "validation_fraction": 0.2}),
+        ("FSDD", {"held_out_speaker": "theo", "validation_speaker": "lucas", "max_steps": 50, "root": "/x"}),
+    ],
+)
+def test_every_data_set_can_be_written_in_a_recipe(name, options):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(DataModule, "data")
+    config = {"data": {"class_path": f"spiketide.data.{name}", "init_args": options}}
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # newer and older name
+    module = instantiate(parser.parse_object(config)).data
+    assert type(module) is getattr(package, name)
+    for key, value in options.items():
+        assert str(getattr(module, key)) == str(value)
+    assert type(module.temporal) is bool
+    assert module.num_classes == 10
+    config["data"]["init_args"] = {"batchsize": 3}
+    with pytest.raises(ArgumentError, match="batchsize"):
+        parser.parse_object(config)
+
+
+def test_help_explains_the_shared_options():
+    parser = ArgumentParser()
+    parser.add_class_arguments(package.FSDD, "data")
+    text = " ".join(parser.format_help().split())
+    assert "share of the training part that is kept for validation" in text
+    assert "test on this speaker" in text
+
+
+def test_the_package_lists_and_finds_its_names():
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        package.Nothing
