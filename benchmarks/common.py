@@ -36,7 +36,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def interleaved(entries: dict[str, Callable[[], Any]], *, rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+def interleaved(
+    entries: dict[str, Callable[[], Any]], *, rounds: int, warmup: int = 2
+) -> dict[str, list[float]]:
     """Seconds of every entry, measured in turn so that a drift of the machine falls on all alike."""
     for _ in range(warmup):
         for run in entries.values():
@@ -63,7 +65,12 @@ def table(title: str, rows: Sequence[Sequence[Any]], head: Sequence[str]) -> Non
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     print(f"\n{title}")
     for k, row in enumerate(cells):
-        print("  " + "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))
+        print(
+            "  "
+            + "  ".join(
+                c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
+        )
         if k == 0:
             print("  " + "  ".join("-" * w for w in widths))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import itertools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +35,9 @@ def tau(decay: float) -> float:
 
 def our_lif(n: int, engine: str | None = None) -> st.LIF:
     """The workloads' LIF: decay 0.9, threshold 1, soft reset without gradient, arctan surrogate."""
-    return st.LIF(n, tau_mem=tau(DECAY), threshold=THRESHOLD, reset="soft_detached", surrogate=ATan(2.0), engine=engine)
+    return st.LIF(
+        n, tau_mem=tau(DECAY), threshold=THRESHOLD, reset="soft_detached", surrogate=ATan(2.0), engine=engine
+    )
 
 
 def binary(*shape: int, rate: float = 0.05, seed: int = 0) -> Tensor:
@@ -134,7 +137,9 @@ def peers(linear: nn.Linear) -> dict[str, Callable[[Tensor], Tensor]]:
     return found
 
 
-def training_step(forward: Callable[[Tensor], Tensor], x: Tensor, weights: list[Tensor]) -> Callable[[], None]:
+def training_step(
+    forward: Callable[[Tensor], Tensor], x: Tensor, weights: list[Tensor]
+) -> Callable[[], None]:
     """Forward and backward to the weights."""
 
     def step() -> None:
@@ -165,7 +170,8 @@ def w1(n: int, graded: bool, rounds: int) -> dict[str, Any]:
     x = torch.randn(500, 16, n) if graded else binary(500, 16, n)
     ours, loop = Ours(linear), TorchLoop(linear)
     reference = Ours(linear, engine="reference")
-    spikes, truth = ours(x), reference(x)
+    with torch.no_grad():
+        spikes, truth = ours(x), reference(x)
     rate = float(truth.mean())
     gate("firing rate", 0.01 < rate < 0.6, f"{rate:.4f}")
     # the projections round differently, so a membrane within an ulp of its threshold may tip; the scan itself is bit-exact
@@ -200,7 +206,7 @@ def w1(n: int, graded: bool, rounds: int) -> dict[str, Any]:
 def network(kind: str, sizes: list[int]) -> nn.Module:
     """Dense layers with LIF between them, and a summed linear read-out."""
     layers: list[nn.Module] = []
-    for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
         linear = nn.Linear(a, b)
         with torch.no_grad():
             linear.weight.mul_(3.0)
@@ -247,12 +253,16 @@ def w2(rounds: int) -> dict[str, Any]:
 
         return model, step
 
-    made = {name: make(kind) for name, kind in (("linear only (floor)", "floor"), ("spiketide", "ours"), ("torch loop", "loop"))}
+    made = {
+        name: make(kind)
+        for name, kind in (("linear only (floor)", "floor"), ("spiketide", "ours"), ("torch loop", "loop"))
+    }
     ours, loop = made["spiketide"][0], made["torch loop"][0]
-    first, second = ours[:1](x), ours[:2](x)
+    with torch.no_grad():
+        first, second, plain = ours[:1](x), ours[:2](x), loop[:1](x)
     rates = [float(first.mean()), float(second.mean())]
-    gate("firing rate", all(0.005 < r < 0.6 for r in rates), str(rates))
-    differing = float((first != loop[:1](x)).float().mean())
+    gate("firing rate", all(0.01 < r < 0.6 for r in rates), str(rates))
+    differing = float((first != plain).float().mean())
     gate("spikes", differing < 1e-4, f"{differing:.2e} differ")
     times = interleaved({name: step for name, (_, step) in made.items()}, rounds=rounds)
     floor = times["linear only (floor)"]
@@ -276,17 +286,23 @@ def scans(rounds: int) -> dict[str, Any]:
     steps, batch, n = 500, 16, 512
     x = torch.randn(steps, batch, n, generator=torch.Generator().manual_seed(0))
     user = StepNeuron(
-        n, mine, states=("v",), constants={"decay": float(our_lif(1).tau_mem.decay()), "threshold": THRESHOLD}, surrogate=ATan(2.0)
+        n,
+        mine,
+        states=("v",),
+        constants={"decay": float(our_lif(1).tau_mem.decay()), "threshold": THRESHOLD},
+        surrogate=ATan(2.0),
     )
-    alif = st.ALIF(n, threshold=0.3, adaptation=1.8, tau_mem=20.0, tau_adapt=100.0, learn=(), surrogate=ATan(2.0))
+    alif = st.ALIF(
+        n, threshold=0.1, adaptation=1.0, tau_mem=20.0, tau_adapt=100.0, learn=(), surrogate=ATan(2.0)
+    )
     layers = {"LIF": our_lif(n), "LIF, user's step": user, "ALIF": alif}
     result: dict[str, Any] = {}
     entries: dict[str, Callable[[], None]] = {}
     gradient = torch.randn(steps, batch, n, generator=torch.Generator().manual_seed(1))
     size = x.numel() * 4
     for name, layer in layers.items():
-        y, _ = layer(x)
-        rate = float(y.mean())
+        with torch.no_grad():
+            rate = float(layer(x)[0].mean())
         gate(f"{name} firing rate", 0.01 < rate < 0.6, f"{rate:.3f}")
         written = saved_bytes(layer.dynamics, layer.surrogate)["written"] // 4
         # forward: read x, write y and what is saved; backward: read it back, read the gradient, write the gradient
@@ -304,7 +320,7 @@ def scans(rounds: int) -> dict[str, Any]:
         def copy(a: Tensor = buffer, b: Tensor = other) -> None:
             a.copy_(b)
 
-        def fresh(b: Tensor = other, parts: int = 2 + written) -> None:
+        def fresh(b: Tensor = other) -> None:
             # the same bytes into new memory, as every operation that returns a tensor must
             b.clone()
 
@@ -316,7 +332,9 @@ def scans(rounds: int) -> dict[str, Any]:
         result[name]["ms"] = 1e3 * statistics.median(times[name])
         result[name]["copy_ms"] = 1e3 * statistics.median(times[f"{name}: copy of the same bytes"])
         result[name]["ratio_to_copy"] = median_ratio(times[name], times[f"{name}: copy of the same bytes"])
-        result[name]["ratio_to_fresh_copy"] = median_ratio(times[name], times[f"{name}: the same into fresh memory"])
+        result[name]["ratio_to_fresh_copy"] = median_ratio(
+            times[name], times[f"{name}: the same into fresh memory"]
+        )
     result[USER] = median_ratio(times["LIF, user's step"], times["LIF"])
     return result
 
@@ -326,7 +344,7 @@ def recurrent(rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     steps, batch, n = 784, 256, 256
     layer = st.Recurrent(st.ALIF(n, threshold=0.3, learn=()), st.Dense(n, n, bias=False))
-    x = torch.randn(steps, batch, n) * 1.2
+    x = torch.randn(steps, batch, n) * 3.0
     gradient = torch.randn(steps, batch, n) * 0.01
     with torch.no_grad():
         y, _ = layer(x)
@@ -351,7 +369,9 @@ def recurrent(rounds: int) -> dict[str, Any]:
         g2 @ w
         g2.t() @ flat
 
-    times = interleaved({"recurrent ALIF": ours, "three dense products (floor)": products}, rounds=rounds, warmup=1)
+    times = interleaved(
+        {"recurrent ALIF": ours, "three dense products (floor)": products}, rounds=rounds, warmup=1
+    )
     floor = times["three dense products (floor)"]
     return {
         "firing_rate": rate,
@@ -390,7 +410,9 @@ def memory() -> dict[str, Any]:
 
 def main() -> None:
     """Run the workloads asked for and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="few rounds, no W1-2048")
     parser.add_argument("--only", default="w1,w2,scan,memory,recurrent", help="workloads, comma-separated")
     parser.add_argument("--threads", type=int, default=2)
@@ -421,11 +443,19 @@ def main() -> None:
             for k, v in result["scan"].items()
             if isinstance(v, dict)
         ]
-        table("Scans alone, T 500, 8192 neurons, forward + backward", rows, ("neuron", "ms", "to a copy", "to a fresh copy"))
+        table(
+            "Scans alone, T 500, 8192 neurons, forward + backward",
+            rows,
+            ("neuron", "ms", "to a copy", "to a fresh copy"),
+        )
         print(f"  user's step / built-in LIF: {result['scan'][USER]:.2f}")
     if "memory" in only:
         result["memory"] = memory()
-        table("Peak memory of W1-512", [(k, f"{v:.0f}") for k, v in result["memory"]["MiB"].items()], ("entry", "MiB"))
+        table(
+            "Peak memory of W1-512",
+            [(k, f"{v:.0f}") for k, v in result["memory"]["MiB"].items()],
+            ("entry", "MiB"),
+        )
         print(f"  spiketide / torch loop: {result['memory']['share_of_loop']:.2f}")
     emit(result, args.json)
 

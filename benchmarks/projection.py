@@ -1,22 +1,20 @@
-"""Event-driven projection against the matrix product: forward and weight gradient.
+"""Event-driven projection against the matrix product: forward, weight and bias gradient.
 
-    python benchmarks/projection.py [--json] [--rounds N] [--threads N]
+    python benchmarks/projection.py [--json] [--only NAME] [--rounds N] [--threads N]
 
-The entries of a workload run in turn in one process, and the medians (and the fastest rounds, which other work on the
-machine disturbs least) are reported. Each event-driven result is first compared with the product's in float64; on
-a mismatch nothing is printed but the error.
+Each event-driven result is first compared with a product in float64; on a mismatch no figure is printed. The
+entries of a line run interleaved in one process. The fastest rounds are given beside the medians: other work
+on the machine disturbs them least.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
-import time
-from collections.abc import Callable
+from typing import Any
 
 import torch
+from common import emit, gate, interleaved, machine, median_ratio, table
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,103 +28,89 @@ WORKLOADS = {
     "W2-hidden": (100 * 128, 256, 256),
     "W2-last": (100 * 128, 256, 20),
 }
+"""Name -> rows (steps times batch), inputs, outputs."""
+
 DENSITIES = (0.01, 0.05, 0.2)
+
 TOLERANCE = 1e-5
-"""Largest difference allowed, relative to the largest number of the result: float32 sums of some hundred terms."""
+"""Largest difference, relative to the largest number of the result: float32 sums of some hundred terms."""
 
 
 def step(
     engine: str | None, x: Tensor, weight: Tensor, bias: Tensor, cotangent: Tensor
 ) -> tuple[Tensor, ...]:
     """Forward, and the gradients of weight and bias; the input needs none."""
-    y = functional.linear(x, weight, bias) if engine == "product" else project(x, weight, bias, engine=engine)
+    y = functional.linear(x, weight, bias) if engine == "linear" else project(x, weight, bias, engine=engine)
     return (y, *torch.autograd.grad(y, (weight, bias), cotangent))
 
 
-def check(x: Tensor, weight: Tensor, bias: Tensor, cotangent: Tensor) -> None:
+def check(name: str, *tensors: Tensor) -> None:
     """The parity gate."""
-    exact = step("product", *(t.double() for t in (x, weight, bias, cotangent)))
-    for name, got, want in zip(
-        ("output", "weight", "bias"), step("event", x, weight, bias, cotangent), exact, strict=True
-    ):
-        error = float((got.double() - want).abs().max() / want.abs().max())
-        if not error <= TOLERANCE:
-            sys.exit(
-                f"parity gate is red: {name} of {tuple(x.shape)} differs by {error:.1e}, allowed {TOLERANCE:.0e}"
-            )
+    exact = step("linear", *(t.double() for t in tensors))
+    for what, got, want in zip(("output", "weight", "bias"), step("event", *tensors), exact, strict=True):
+        error = float((got.detach() - want.detach()).abs().max() / want.detach().abs().max())
+        gate(f"{name} {what}", error <= TOLERANCE, f"differs by {error:.1e}, allowed {TOLERANCE:.0e}")
 
 
-def interleaved(entries: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every round of every entry, in turn; each has run once before."""
-    for run in entries.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in entries}
-    for _ in range(rounds):
-        for name, run in entries.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return times
-
-
-def measure(name: str, density: float, rounds: int) -> dict[str, object]:
+def measure(name: str, density: float, rounds: int) -> dict[str, Any]:
     """One line of the table."""
     rows, n_in, n_out = WORKLOADS[name]
     torch.manual_seed(0)
     x = (torch.rand(rows, n_in) < density).float()
     weight = (torch.randn(n_in, n_out) / n_in**0.5).t().requires_grad_()
-    plain = torch.nn.Linear(n_in, n_out)
     bias = torch.randn(n_out, requires_grad=True)
     cotangent = torch.randn(rows, n_out)
-    check(x, weight, bias, cotangent)
+    check(name, x, weight, bias, cotangent)
+    plain = torch.nn.Linear(n_in, n_out)
     times = interleaved(
         {
-            "product": lambda: step("product", x, plain.weight, plain.bias, cotangent),
+            "linear": lambda: step("linear", x, plain.weight, plain.bias, cotangent),
             "event": lambda: step("event", x, weight, bias, cotangent),
             "chosen": lambda: step(None, x, weight, bias, cotangent),
         },
-        rounds if n_in < 2048 else max(3, rounds // 3),
+        rounds=rounds if n_in < 2048 else max(3, rounds // 3),
     )
-    medians = {entry: statistics.median(t) for entry, t in times.items()}
-    fastest = {entry: min(t) for entry, t in times.items()}
     return {
         "workload": name,
         "density": density,
         "choice": choose(rows, n_in, n_out, float(x.count_nonzero())),
-        "median_ms": medians,
-        "fastest_ms": fastest,
-        "ratio": medians["chosen"] / medians["product"],
-        "ratio_fastest": fastest["chosen"] / fastest["product"],
+        "median_ms": {entry: 1e3 * statistics.median(t) for entry, t in times.items()},
+        "fastest_ms": {entry: 1e3 * min(t) for entry, t in times.items()},
+        "event_ratio": median_ratio(times["event"], times["linear"]),
+        "ratio": median_ratio(times["chosen"], times["linear"]),
+        "fastest_ratio": min(times["chosen"]) / min(times["linear"]),
     }
 
 
 def main() -> None:
-    """Measure all workloads and print a table, or one line of JSON."""
+    """Measure all workloads; print a table, and one line of JSON where asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON line instead of the table")
+    parser.add_argument("--json", action="store_true", help="print one JSON line last")
+    parser.add_argument("--only", choices=sorted(WORKLOADS), help="one workload")
     parser.add_argument("--rounds", type=int, default=21, help="rounds of each entry (a third at N = 2048)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=sorted(WORKLOADS), help="one workload")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     names = [given.only] if given.only else list(WORKLOADS)
     lines = [measure(name, density, given.rounds) for name in names for density in DENSITIES]
-    if given.json:
-        print(json.dumps({"benchmark": "projection", "threads": given.threads, "lines": lines}))
-        return
-    print(f"forward + weight gradient, {given.threads} threads, float32: median (fastest) of ms")
-    print(
-        f"{'workload':<10}{'density':>8}{'product':>16}{'event':>16}{'chosen':>16}  choice  ratio (of fastest)"
-    )
-    for line in lines:
-        medians, fastest = line["median_ms"], line["fastest_ms"]
-        cells = "".join(f"{medians[e]:>8.2f} ({fastest[e]:5.1f})" for e in ("product", "event", "chosen"))
-        print(
-            f"{line['workload']:<10}{line['density']:>8.0%}{cells}  {line['choice']:<6}"
-            f"  {line['ratio']:.2f}  ({line['ratio_fastest']:.2f})"
+    rows = [
+        (
+            line["workload"],
+            f"{line['density']:.0%}",
+            *(
+                f"{line['median_ms'][e]:.2f} ({line['fastest_ms'][e]:.2f})"
+                for e in ("linear", "event", "chosen")
+            ),
+            line["choice"],
+            f"{line['ratio']:.2f} ({line['fastest_ratio']:.2f})",
         )
+        for line in lines
+    ]
+    head = ("workload", "density", "linear", "event", "chosen", "choice", "ratio")
+    table(f"forward + gradients, {given.threads} threads, ms: median (fastest)", rows, head)
+    emit({"benchmark": "projection", "machine": machine(), "lines": lines}, given.json)
 
 
 if __name__ == "__main__":

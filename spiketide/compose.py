@@ -44,7 +44,9 @@ class Framewise(Layer):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         if not isinstance(module, nn.Module) or isinstance(module, Layer):
-            raise ParameterError(f"Framewise expected a torch module that is not a Layer, got {type(module).__name__}.")
+            raise ParameterError(
+                f"Framewise expected a torch module that is not a Layer, got {type(module).__name__}."
+            )
         refused = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RNNBase)
         for part in module.modules():
             if isinstance(part, refused):
@@ -105,7 +107,9 @@ class Sequential(Layer):
         super().__init__()
         for i, layer in enumerate(layers):
             if not isinstance(layer, nn.Module):
-                raise ParameterError(f"Sequential expected layers, got {type(layer).__name__} at position {i}.")
+                raise ParameterError(
+                    f"Sequential expected layers, got {type(layer).__name__} at position {i}."
+                )
             self.add_module(str(i), as_layer(layer))
 
     def __iter__(self) -> Iterator[Layer]:
@@ -129,7 +133,9 @@ class Sequential(Layer):
             state = self.initial_state(x)
         if not isinstance(state, tuple) or len(state) != len(self):
             got = len(state) if isinstance(state, tuple) else type(state).__name__
-            raise ShapeError(f"Sequential expected the states of {len(self)} layers, got {got}; pass None to begin.")
+            raise ShapeError(
+                f"Sequential expected the states of {len(self)} layers, got {got}; pass None to begin."
+            )
         new = []
         for layer, begin in zip(self, state, strict=True):
             x, end = layer(x, begin, lengths=lengths)
@@ -140,8 +146,9 @@ class Sequential(Layer):
 class Recurrent(Layer):
     """A neuron population whose spikes come back to it one step later, through a synapse.
 
-    ``s[t] = neuron(x[t] + synapse(s[t-1]))``, with ``s[-1] = 0``. With a :class:`Dense` synapse the whole recurrence is one fused loop
-    on the CPU; with another stateless synapse it runs on the reference engine; a synapse with a state of its own is stepped.
+    ``s[t] = neuron(x[t] + synapse(s[t-1]))``, with ``s[-1] = 0``. With a :class:`Dense` synapse the whole recurrence is one
+        fused loop on the CPU; with another stateless synapse it runs on the reference engine; a synapse with a state
+    of its own is stepped.
 
     Example:
         >>> import torch
@@ -165,10 +172,14 @@ class Recurrent(Layer):
     def __init__(self, neuron: Neuron, synapse: Layer) -> None:
         super().__init__()
         if not isinstance(neuron, Neuron):
-            raise ParameterError(f"Recurrent expected a neuron first, got {type(neuron).__name__}: Recurrent(LIF(n), Dense(n, n)).")
+            raise ParameterError(
+                f"Recurrent expected a neuron first, got {type(neuron).__name__}: Recurrent(LIF(n), Dense(n, n))."
+            )
         if not isinstance(synapse, Layer):
             raise ParameterError(f"Recurrent expected a synapse second, got {type(synapse).__name__}.")
-        if isinstance(synapse, Dense) and ((synapse.n_in,) != neuron.shape or (synapse.n_out,) != neuron.shape):
+        if isinstance(synapse, Dense) and (
+            (synapse.n_in,) != neuron.shape or (synapse.n_out,) != neuron.shape
+        ):
             raise ParameterError(
                 f"Recurrent expected Dense({neuron.shape[0]}, {neuron.shape[0]}) for {neuron.shape} neurons, got "
                 f"Dense({synapse.n_in}, {synapse.n_out})."
@@ -185,7 +196,9 @@ class Recurrent(Layer):
     ) -> tuple[Tensor, State]:
         """Run ``T`` steps of the recurrence."""
         if state is not None and not (isinstance(state, tuple) and len(state) == 2):
-            raise ShapeError("Recurrent expected a state (neuron, synapse), as it returns it; pass None to begin.")
+            raise ShapeError(
+                "Recurrent expected a state (neuron, synapse), as it returns it; pass None to begin."
+            )
         inner, outer = (None, None) if state is None else state
         if isinstance(self.synapse, Dense):
             drive = x if self.synapse.bias is None else x + self.synapse.bias
@@ -193,7 +206,9 @@ class Recurrent(Layer):
             return y, (end, ())
         if isinstance(self.synapse, Synapse):
             # a synapse without a state of its own: the same map at every step
-            y, end = self.neuron(x, inner, lengths=lengths, feedback=lambda s: self.synapse(s.unsqueeze(0))[0].squeeze(0))
+            y, end = self.neuron(
+                x, inner, lengths=lengths, feedback=lambda s: self.synapse(s.unsqueeze(0))[0].squeeze(0)
+            )
             return y, (end, ())
         return self._step_by_step(x, inner, outer, lengths)
 
@@ -313,5 +328,7 @@ class Residual(Layer):
         """Run the layer and add its input."""
         y, end = self.layer(x, state, lengths=lengths)
         if y.shape != x.shape:
-            raise ShapeError(f"Residual expected a layer that keeps {tuple(x.shape)}, got {tuple(y.shape)} out of it.")
+            raise ShapeError(
+                f"Residual expected a layer that keeps {tuple(x.shape)}, got {tuple(y.shape)} out of it."
+            )
         return silence_padding(x, lengths) + y, end

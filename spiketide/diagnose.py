@@ -46,8 +46,8 @@ LARGE_INPUT = 10.0
 class Row:
     """One layer: what it fired and what gradient reached it. ``None`` where a number does not exist.
 
-    ``rate`` is in spikes per neuron and step, ``hz`` in spikes per neuron and second (neurons that know their
-    ``dt``), ``silent`` and ``saturated`` are shares of the neurons, ``output_gradient`` and
+    ``rate`` is in spikes per neuron and step, ``hz`` in spikes per neuron and second (their ``dt``
+    taken as milliseconds), ``silent`` and ``saturated`` are shares of the neurons, ``output_gradient`` and
     ``parameter_gradient`` are L2 norms of the gradient of the loss, ``finite`` says whether outputs and
     parameters are all finite.
     """

@@ -68,14 +68,12 @@ def record(
             itself.
         kinds: Record the modules of these classes. A model that has none gives empty records.
     """
-    found = {name or type(model).__name__: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    names = {m: name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, kinds)}
     records = Records()
 
     def begin(module: nn.Module, args: Any) -> None:
         records.clear()
         records.modules.clear()
-
-    names = {module: name for name, module in found.items()}
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         name = key = names[module]
@@ -95,9 +93,7 @@ def record(
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         neuron = module.get_submodule("neuron")
-        for key in [
-            key for key, ran in records.modules.items() if ran is neuron and key not in before[module]
-        ]:
+        for key in [key for key in records if key not in before[module] and records.modules[key] is neuron]:
             del records[key], records.modules[key]
         keep(neuron, args, output)
 
@@ -115,8 +111,7 @@ def record(
 
 
 def neuron_rates(spikes: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Mean over all valid steps of all samples: the firing rate of each neuron in spikes per step,
-    differentiable.
+    """The firing rate of each neuron in spikes per step: the mean over all valid steps of all samples.
 
     Example:
         >>> import torch

@@ -78,7 +78,7 @@ class Surrogate(ABC):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._constants())})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._constants() == other._constants()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self._constants() == other._constants()
 
     def __hash__(self) -> int:
         return hash((type(self), self._constants()))
@@ -337,7 +337,7 @@ class _Spike(torch.autograd.Function):
         return (x > 0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return grad * ctx.surrogate.derivative(x), None
 

@@ -9,6 +9,7 @@ offers them. The pool keeps no more idle than the program once used at the same 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -41,10 +42,8 @@ class _Pool:
                 return self.idle[size].pop()
         area = mmap.mmap(-1, size)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
+            with contextlib.suppress(OSError):  # a kernel without huge pages: ordinary ones do
                 area.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:  # a kernel without huge pages: ordinary ones do
-                pass
         return np.frombuffer(area, dtype=np.uint8)
 
     def give(self, buffer: np.ndarray) -> None:

@@ -26,7 +26,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ..errors import EngineError, unknown
-from . import memory
 from .memory import empty
 
 if TYPE_CHECKING:

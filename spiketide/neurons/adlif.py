@@ -15,7 +15,15 @@ DELAYED = "delayed"
 @functools.cache
 def _step(reset: str, scale_input: bool) -> Callable[..., Any]:
     def step(
-        x: Any, v: Any, w: Any, s: Any, decay_mem: Any, decay_adapt: Any, coupling: Any, jump: Any, threshold: Any
+        x: Any,
+        v: Any,
+        w: Any,
+        s: Any,
+        decay_mem: Any,
+        decay_adapt: Any,
+        coupling: Any,
+        jump: Any,
+        threshold: Any,
     ) -> Any:
         w = decay_adapt * w + (1 - decay_adapt) * (coupling * v + jump * s)
         v = decay_mem * v + ((1 - decay_mem) * (x - w) if scale_input else x - w)
@@ -36,16 +44,17 @@ class AdLIF(Neuron):
         v' = decay_mem v + (1 - decay_mem) (x - w') - threshold s     (reset="delayed")
         s' = 1 if v' > threshold
 
-    The sub-threshold system is stable for ``-1 < coupling < (1 + d)(1 + r) / ((1 - d)(1 - r))`` with the decays ``d`` and ``r``: its
-    determinant is ``d r`` and its trace ``d + r - (1 - d)(1 - r) coupling``. The parametrisation keeps a learnable coupling in
+    The sub-threshold system is stable for ``-1 < coupling < (1 + d)(1 + r) / ((1 - d)(1 - r))`` with the decays ``d`` and
+        ``r``: its determinant is ``d r`` and its trace ``d + r - (1 - d)(1 - r) coupling``. The parametrisation keeps
+    a learnable coupling in
     (-1, 1), stable for every time constant.
 
     Example:
         >>> import torch
         >>> from spiketide import AdLIF
-        >>> y, (v, w, s) = AdLIF(1)(torch.full((40, 1, 1), 0.5))
+        >>> y, (v, w, s) = AdLIF(1, learn=())(torch.full((40, 1, 1), 0.5))
         >>> int(y.sum())
-        14
+        7
 
     Shapes:
         ``x (T, B, *n)`` -> spikes ``(T, B, *n)``; state ``(v, w, s)``, each ``(B, *n)``.
@@ -89,17 +98,28 @@ class AdLIF(Neuron):
     ) -> None:
         self.reset = check_choice("reset", reset, (DELAYED, *RESETS))
         self.scale_input = bool(scale_input)
-        super().__init__(n, surrogate=surrogate or MultiGaussian(), dt=dt, engine=engine, checkpoint=checkpoint)
+        super().__init__(
+            n, surrogate=surrogate or MultiGaussian(), dt=dt, engine=engine, checkpoint=checkpoint
+        )
         chosen = self._learn(learn, ("tau_mem", "tau_adapt", "coupling", "jump", "threshold"))
         self.tau_mem = TimeConstant(
             "tau_mem", tau_mem, self.shape, dt=dt, discretisation=discretisation, learn="tau_mem" in chosen
         )
         self.tau_adapt = TimeConstant(
-            "tau_adapt", tau_adapt, self.shape, dt=dt, discretisation=discretisation, learn="tau_adapt" in chosen
+            "tau_adapt",
+            tau_adapt,
+            self.shape,
+            dt=dt,
+            discretisation=discretisation,
+            learn="tau_adapt" in chosen,
         )
-        self.coupling = Constant("coupling", coupling, self.shape, learn="coupling" in chosen, low=-1.0, high=1.0)
+        self.coupling = Constant(
+            "coupling", coupling, self.shape, learn="coupling" in chosen, low=-1.0, high=1.0
+        )
         self.jump = Constant("jump", jump, self.shape, learn="jump" in chosen)
-        self.threshold = Constant("threshold", threshold, self.shape, learn="threshold" in chosen, low=0.0, role="thresholds")
+        self.threshold = Constant(
+            "threshold", threshold, self.shape, learn="threshold" in chosen, low=0.0, role="thresholds"
+        )
 
     @property
     def step(self) -> Callable[..., Any]:  # type: ignore[override]

@@ -14,7 +14,9 @@ DELAYED = "delayed"
 
 @functools.cache
 def _step(reset: str, scale_input: bool) -> Callable[..., Any]:
-    def step(x: Any, v: Any, a: Any, s: Any, decay_mem: Any, decay_adapt: Any, threshold: Any, adaptation: Any) -> Any:
+    def step(
+        x: Any, v: Any, a: Any, s: Any, decay_mem: Any, decay_adapt: Any, threshold: Any, adaptation: Any
+    ) -> Any:
         a = decay_adapt * a + (1 - decay_adapt) * s
         moving = threshold + adaptation * a
         v = decay_mem * v + ((1 - decay_mem) * x if scale_input else x)
@@ -41,9 +43,9 @@ class ALIF(Neuron):
     Example:
         >>> import torch
         >>> from spiketide import ALIF
-        >>> y, (v, a, s) = ALIF(1, threshold=0.1)(torch.full((30, 1, 1), 1.0))
+        >>> y, (v, a, s) = ALIF(1, threshold=0.1, learn=())(torch.full((30, 1, 1), 1.0))
         >>> int(y.sum()), round(float(a), 4)
-        (8, 0.0383)
+        (9, 0.0369)
 
     Shapes:
         ``x (T, B, *n)`` -> spikes ``(T, B, *n)``; state ``(v, a, s)``, each ``(B, *n)``.
@@ -88,18 +90,29 @@ class ALIF(Neuron):
     ) -> None:
         self.reset = check_choice("reset", reset, (DELAYED, *RESETS))
         self.scale_input = bool(scale_input)
-        super().__init__(n, surrogate=surrogate or MultiGaussian(), dt=dt, engine=engine, checkpoint=checkpoint)
+        super().__init__(
+            n, surrogate=surrogate or MultiGaussian(), dt=dt, engine=engine, checkpoint=checkpoint
+        )
         chosen = self._learn(learn, ("tau_mem", "tau_adapt", "threshold", "adaptation"))
         self.tau_mem = TimeConstant(
             "tau_mem", tau_mem, self.shape, dt=dt, discretisation=discretisation, learn="tau_mem" in chosen
         )
         self.tau_adapt = TimeConstant(
-            "tau_adapt", tau_adapt, self.shape, dt=dt, discretisation=discretisation, learn="tau_adapt" in chosen
+            "tau_adapt",
+            tau_adapt,
+            self.shape,
+            dt=dt,
+            discretisation=discretisation,
+            learn="tau_adapt" in chosen,
         )
-        self.threshold = Constant("threshold", threshold, self.shape, learn="threshold" in chosen, low=0.0, role="thresholds")
+        self.threshold = Constant(
+            "threshold", threshold, self.shape, learn="threshold" in chosen, low=0.0, role="thresholds"
+        )
         # adaptation 0 (a LIF) is allowed when fixed, hence the bound a hair below zero
         low = 0.0 if "adaptation" in chosen else -1e-12
-        self.adaptation = Constant("adaptation", adaptation, self.shape, learn="adaptation" in chosen, low=low, role="thresholds")
+        self.adaptation = Constant(
+            "adaptation", adaptation, self.shape, learn="adaptation" in chosen, low=low, role="thresholds"
+        )
 
     @property
     def step(self) -> Callable[..., Any]:  # type: ignore[override]

@@ -108,18 +108,24 @@ class Constant(nn.Module):
         elif callable(value):
             drawn = value(per_neuron)
             if not isinstance(drawn, Tensor):
-                raise ParameterError(f"{name} expected an initialiser that returns a tensor, got {type(drawn).__name__}.")
+                raise ParameterError(
+                    f"{name} expected an initialiser that returns a tensor, got {type(drawn).__name__}."
+                )
             start = drawn.detach().to(torch.get_default_dtype())
         elif isinstance(value, Real):
             start = torch.tensor(float(value), dtype=torch.get_default_dtype())
         else:
-            raise ParameterError(f"{name} expected a number, a tensor or an initialiser init(shape), got {value!r}.")
+            raise ParameterError(
+                f"{name} expected a number, a tensor or an initialiser init(shape), got {value!r}."
+            )
         try:
             fits = torch.broadcast_shapes(start.shape, shape) == shape
         except RuntimeError:
             fits = False
         if not fits:
-            raise ParameterError(f"{name} expected one number or a shape that broadcasts to {shape}, got {tuple(start.shape)}.")
+            raise ParameterError(
+                f"{name} expected one number or a shape that broadcasts to {shape}, got {tuple(start.shape)}."
+            )
         # compared in float64: in float32 a bound a hair below the value would round to it
         wide = start.double()
         inside = torch.isfinite(wide).all()
@@ -128,10 +134,9 @@ class Constant(nn.Module):
         if high is not None:
             inside &= (wide < high).all()
         if not inside:
-            bounds = " and ".join(
-                [f"> {low:g}" if low is not None else "", f"< {high:g}" if high is not None else ""]
-            ).strip(" and ")
-            raise ParameterError(f"{name} expected finite values {bounds}, got {_brief(start)}.".replace("values ,", "values,"))
+            limits = [f"{sign} {bound:g}" for sign, bound in ((">", low), ("<", high)) if bound is not None]
+            wanted = " ".join(["finite values", " and ".join(limits)]).strip()
+            raise ParameterError(f"{name} expected {wanted}, got {_brief(start)}.")
         if learn:
             if start.dim() == 0:
                 start = start.expand(per_neuron).clone()
@@ -181,8 +186,9 @@ def _brief(value: Tensor) -> str:
 class TimeConstant(Constant):
     """A time constant, and the per-step multiplier it means.
 
-    ``exp``: ``decay = exp(-dt / tau)``, the exact solution over a step; ``euler``: ``decay = 1 - dt / tau``. They are two different
-    networks: for tau 10.05 and dt 10 they give 0.37 and 0.005. Learnable: ``tau = exp(raw)`` (``euler``: ``dt + exp(raw)``), so
+    ``exp``: ``decay = exp(-dt / tau)``, the exact solution over a step; ``euler``: ``decay = 1 - dt / tau``. They are two
+        different networks: for tau 10.05 and dt 10 they give 0.37 and 0.005. Learnable: ``tau = exp(raw)``
+    (``euler``: ``dt + exp(raw)``), so
     ``0 < decay < 1`` always.
 
     Args:
@@ -278,7 +284,9 @@ class Neuron(Layer):
         self.shape = shape_of(n)
         self.surrogate = surrogate if surrogate is not None else ATan(2.0)
         self.dt = check_dt(dt)
-        if checkpoint is not None and (isinstance(checkpoint, bool) or not isinstance(checkpoint, int) or checkpoint < 1):
+        if checkpoint is not None and (
+            isinstance(checkpoint, bool) or not isinstance(checkpoint, int) or checkpoint < 1
+        ):
             raise ParameterError(f"checkpoint expected a number of steps >= 1 or None, got {checkpoint!r}.")
         self.engine, self.checkpoint = engine, checkpoint
         self._key = register(self.dynamics, self.surrogate)
@@ -292,7 +300,8 @@ class Neuron(Layer):
         names = tuple(inspect.signature(step).parameters)
         if not self.states or names[1 : 1 + len(self.states)] != self.states:
             raise ParameterError(
-                f"{type(self).__name__}.step expected the arguments (x, {', '.join(self.states) or '*states'}, *coefs), got {names}: "
+                f"{type(self).__name__}.step expected the arguments (x, {', '.join(self.states) or '*states'}, *coefs), "
+                f"got {names}: "
                 "set `states` to the names of the state variables."
             )
         return Dynamics(self.states, names[1 + len(self.states) :], step, getattr(self, "step_vjp", None))
@@ -300,12 +309,14 @@ class Neuron(Layer):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         # a new surrogate or reset means other kernels; without this the assignment would silently do nothing
-        plain = name not in ("_key", "training", "engine", "checkpoint") and not isinstance(value, (Tensor, nn.Module))
+        plain = name not in ("_key", "training", "engine", "checkpoint") and not isinstance(
+            value, (Tensor, nn.Module)
+        )
         if plain and "_key" in self.__dict__:
             self.__dict__["_key"] = register(self.dynamics, self.surrogate)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)
         self._key = register(self.dynamics, self.surrogate)  # another process has its own table
 
     def coefs(self) -> tuple[Any, ...]:
@@ -336,7 +347,13 @@ class Neuron(Layer):
             check_state(self, state, expected)
         if feedback is None:
             y, end = scan_registered(
-                self._key, x, state, self.coefs(), engine=self.engine, lengths=lengths, checkpoint=self.checkpoint
+                self._key,
+                x,
+                state,
+                self.coefs(),
+                engine=self.engine,
+                lengths=lengths,
+                checkpoint=self.checkpoint,
             )
         else:
             y, end = recurrent_scan_registered(
@@ -374,8 +391,12 @@ class Neuron(Layer):
             )
         for constant, value in zip(self.dynamics.coefs, self.coefs(), strict=True):
             if not bool(torch.isfinite(torch.as_tensor(value)).all()):
-                raise NonFiniteError(f"{name}: the constant {constant} is NaN or infinite; its training diverged.")
-        raise NonFiniteError(f"{name}: the state overflowed on finite input; lower the weights or the input scale.")
+                raise NonFiniteError(
+                    f"{name}: the constant {constant} is NaN or infinite; its training diverged."
+                )
+        raise NonFiniteError(
+            f"{name}: the state overflowed on finite input; lower the weights or the input scale."
+        )
 
     def _learn(self, learn: Sequence[str], known: Sequence[str]) -> frozenset[str]:
         names = (learn,) if isinstance(learn, str) else tuple(learn)
@@ -437,7 +458,9 @@ class StepNeuron(Neuron):
         self.states = tuple(states)  # type: ignore[misc]
         super().__init__(n, surrogate=surrogate, dt=dt, engine=engine, checkpoint=checkpoint)
         if set(self.dynamics.coefs) != set(constants):
-            raise ParameterError(f"step takes the constants {self.dynamics.coefs}, got values for {tuple(constants)}.")
+            raise ParameterError(
+                f"step takes the constants {self.dynamics.coefs}, got values for {tuple(constants)}."
+            )
         chosen = self._learn(learn, self.dynamics.coefs)
         self.constants = nn.ModuleDict(
             {k: Constant(k, constants[k], self.shape, learn=k in chosen) for k in self.dynamics.coefs}

@@ -31,7 +31,7 @@ class CubaLIF(Neuron):
         >>> from spiketide import CubaLIF
         >>> y, (v, i) = CubaLIF(1, tau_mem=20.0, tau_syn=5.0)(torch.eye(4)[0].view(4, 1, 1))
         >>> y.flatten().tolist()
-        [0.0, 1.0, 0.0, 1.0]
+        [0.0, 1.0, 1.0, 0.0]
 
     Shapes:
         ``x (T, B, *n)`` -> spikes ``(T, B, *n)``; state ``(v, i)``, each ``(B, *n)``.
@@ -76,7 +76,9 @@ class CubaLIF(Neuron):
         self.tau_syn = TimeConstant(
             "tau_syn", tau_syn, self.shape, dt=dt, discretisation=discretisation, learn="tau_syn" in chosen
         )
-        self.threshold = Constant("threshold", threshold, self.shape, learn="threshold" in chosen, low=0.0, role="thresholds")
+        self.threshold = Constant(
+            "threshold", threshold, self.shape, learn="threshold" in chosen, low=0.0, role="thresholds"
+        )
 
     @property
     def step(self) -> Callable[..., Any]:  # type: ignore[override]

@@ -65,7 +65,9 @@ class IF(Neuron):
         self.reset = check_choice("reset", reset, RESETS)
         super().__init__(n, surrogate=surrogate, dt=dt, engine=engine, checkpoint=checkpoint)
         chosen = self._learn(learn, ("threshold",))
-        self.threshold = Constant("threshold", threshold, self.shape, learn="threshold" in chosen, low=0.0, role="thresholds")
+        self.threshold = Constant(
+            "threshold", threshold, self.shape, learn="threshold" in chosen, low=0.0, role="thresholds"
+        )
 
     @property
     def step(self) -> Callable[..., Any]:  # type: ignore[override]

@@ -79,7 +79,9 @@ class LIF(Neuron):
         self.tau_mem = TimeConstant(
             "tau_mem", tau_mem, self.shape, dt=dt, discretisation=discretisation, learn="tau_mem" in chosen
         )
-        self.threshold = Constant("threshold", threshold, self.shape, learn="threshold" in chosen, low=0.0, role="thresholds")
+        self.threshold = Constant(
+            "threshold", threshold, self.shape, learn="threshold" in chosen, low=0.0, role="thresholds"
+        )
 
     @property
     def step(self) -> Callable[..., Any]:  # type: ignore[override]

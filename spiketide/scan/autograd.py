@@ -130,7 +130,11 @@ def _scan_fake(
     if needs and checkpoint:
         count = max(1, -(-x.shape[0] // checkpoint))
         return [y, *final, *(s.new_empty((count, *s.shape)) for s in state)]
-    return [y, *final, *(x.new_empty(x.shape, dtype=_arithmetic(x.dtype)) for _ in range(_writes(key, needs)))]
+    return [
+        y,
+        *final,
+        *(x.new_empty(x.shape, dtype=_arithmetic(x.dtype)) for _ in range(_writes(key, needs))),
+    ]
 
 
 @torch.library.custom_op("spiketide::scan_backward", mutates_args=())
@@ -233,7 +237,7 @@ class _Scan(torch.autograd.Function):
         return tuple(out[: 1 + n_state])
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor, *gfinal: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gy: Tensor, *gfinal: Tensor) -> Any:
         _first_derivative_only()
         key, engine, checkpoint, needs, n_state, keep_x, has_lengths = ctx.how
         saved = list(ctx.saved_tensors)
@@ -404,7 +408,7 @@ class _RecurrentScan(torch.autograd.Function):
         return tuple(out[: 2 + n_state])
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor, *gfinal: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gy: Tensor, *gfinal: Tensor) -> Any:
         _first_derivative_only()
         key, engine, checkpoint, needs, need_weight, n_state, has_lengths = ctx.how
         saved = list(ctx.saved_tensors)
@@ -414,7 +418,22 @@ class _RecurrentScan(torch.autograd.Function):
         x = saved.pop(0) if checkpoint else None
         lengths = saved.pop(0) if has_lengths else None
         out = torch.ops.spiketide.recurrent_scan_backward(
-            key, engine, gy, gfinal[:-1], gfinal[-1], x, y, state, previous, coefs, weight, saved, lengths, needs, need_weight, checkpoint
+            key,
+            engine,
+            gy,
+            gfinal[:-1],
+            gfinal[-1],
+            x,
+            y,
+            state,
+            previous,
+            coefs,
+            weight,
+            saved,
+            lengths,
+            needs,
+            need_weight,
+            checkpoint,
         )
         gx, gstate, gfirst, gweight = out[0], out[1 : 1 + n_state], out[1 + n_state], out[2 + n_state]
         gcoefs = [g if need else None for g, need in zip(out[3 + n_state :], needs, strict=True)]
@@ -457,7 +476,11 @@ def choose_engine(key: str, device: torch.device, engine: str | None) -> str:
         raise EngineError(f"engine='cpu' needs CPU tensors, got {device}: use engine=None or 'gpu'.")
     if engine == "gpu" and not _available("triton"):
         raise EngineError("engine='gpu' needs Triton, which is not installed: pip install spiketide[gpu].")
-    if engine == "gpu" and device.type != "cuda" and not (device.type == "cpu" and _module("gpu").interpreted()):
+    if (
+        engine == "gpu"
+        and device.type != "cuda"
+        and not (device.type == "cpu" and _module("gpu").interpreted())
+    ):
         raise EngineError(
             f"engine='gpu' needs CUDA tensors, got {device}: move them with .to('cuda'), or use engine=None. (CPU tensors "
             "run in Triton's interpreter, a slow test mode, when TRITON_INTERPRET=1 is set before Python starts.)"
@@ -474,7 +497,9 @@ def _prepare(
     engine: str,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ShapeError(f"scan expected a floating tensor (T, B, *N), got {getattr(x, 'dtype', type(x).__name__)}.")
+        raise ShapeError(
+            f"scan expected a floating tensor (T, B, *N), got {getattr(x, 'dtype', type(x).__name__)}."
+        )
     if x.dim() < 2:
         raise ShapeError(f"scan expected (T, B, *N), got {tuple(x.shape)} with {x.dim()} axes.")
     dtype = _arithmetic(x.dtype)
@@ -559,7 +584,9 @@ def scan(
         ShapeError: shapes or dtypes do not fit.
         EngineError: unknown engine, or one that cannot run here or cannot run this step.
     """
-    return scan_registered(register(dynamics, surrogate), x, state, coefs, engine=engine, lengths=lengths, checkpoint=checkpoint)
+    return scan_registered(
+        register(dynamics, surrogate), x, state, coefs, engine=engine, lengths=lengths, checkpoint=checkpoint
+    )
 
 
 def scan_registered(
@@ -581,14 +608,16 @@ def scan_registered(
         raise ParameterError(f"checkpoint expected a number of steps >= 1, got {checkpoint}.")
     if chosen == "reference":
         if checkpoint is not None and torch.is_grad_enabled():
-            return _reference_checkpointed(found.dynamics, found.surrogate, x, state, coefs, lengths, checkpoint, out_dtype)
+            return _reference_checkpointed(
+                found.dynamics, found.surrogate, x, state, coefs, lengths, checkpoint, out_dtype
+            )
         y, final, _ = reference.run(found.dynamics, x, state, coefs, found.surrogate, lengths)
         return y.to(out_dtype), final
     n_state = len(state)
     operands = (x, *state, *coefs)
     if torch.is_grad_enabled() and any(o.requires_grad for o in operands):
         needs = (x.requires_grad, *(c.requires_grad for c in coefs))
-        y, *end = _Scan.apply(key, chosen, lengths, checkpoint or 0, needs, n_state, *operands)  # type: ignore[no-untyped-call]
+        y, *end = _Scan.apply(key, chosen, lengths, checkpoint or 0, needs, n_state, *operands)
     else:
         y, *end = torch.ops.spiketide.scan(key, chosen, x, state, coefs, lengths, (), 0)
     return y.to(out_dtype), tuple(end)
@@ -606,11 +635,13 @@ def _reference_checkpointed(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     from torch.utils.checkpoint import checkpoint as recompute
 
-    outputs = []
+    outputs, n_state = [], len(state)
     for start, stop in _chunks(x.shape[0], checkpoint):
 
-        def chunk(part: Tensor, *operands: Tensor, bounds: tuple[int, int] = (start, stop)) -> tuple[Tensor, ...]:
-            begin, cs = operands[: len(state)], operands[len(state) :]
+        def chunk(
+            part: Tensor, *operands: Tensor, bounds: tuple[int, int] = (start, stop)
+        ) -> tuple[Tensor, ...]:
+            begin, cs = operands[:n_state], operands[n_state:]
             y, final, _ = reference.run(dynamics, part, begin, cs, surrogate, _shift(lengths, *bounds))
             return (y, *final)
 
@@ -690,7 +721,9 @@ def recurrent_scan_registered(
     if engine is None and matrix is None:
         chosen = "reference"
     if chosen != "reference" and matrix is None:
-        raise EngineError('a callable feedback runs on engine="reference" only; give a matrix for the fused engine.')
+        raise EngineError(
+            'a callable feedback runs on engine="reference" only; give a matrix for the fused engine.'
+        )
     if checkpoint is not None and checkpoint < 1:
         raise ParameterError(f"checkpoint expected a number of steps >= 1, got {checkpoint}.")
     out_dtype = x.dtype
@@ -702,7 +735,9 @@ def recurrent_scan_registered(
     if previous is None:
         previous = x.new_zeros(x.shape[1:], dtype=_arithmetic(x.dtype))
     if previous.shape != x.shape[1:]:
-        raise ShapeError(f"recurrent_scan expected previous of shape {tuple(x.shape[1:])}, got {tuple(previous.shape)}.")
+        raise ShapeError(
+            f"recurrent_scan expected previous of shape {tuple(x.shape[1:])}, got {tuple(previous.shape)}."
+        )
     dtype = _arithmetic(x.dtype)
     previous = previous.to(dtype)
     if chosen == "reference":
@@ -711,7 +746,9 @@ def recurrent_scan_registered(
             call: Callable[[Tensor], Tensor] = lambda s: s @ w.t()  # noqa: E731
         else:
             call = feedback  # type: ignore[assignment]
-        y, final, last = reference.run(found.dynamics, x, state, coefs, found.surrogate, lengths, call, previous)
+        y, final, last = reference.run(
+            found.dynamics, x, state, coefs, found.surrogate, lengths, call, previous
+        )
         if last is None:  # pragma: no cover - the loop always hands it on
             raise EngineError("the reference loop lost the last outputs.")
         return y.to(out_dtype), (*final, last)
@@ -719,7 +756,7 @@ def recurrent_scan_registered(
     operands = (x, previous, weight, *state, *coefs)
     if torch.is_grad_enabled() and any(o.requires_grad for o in operands):
         needs = tuple(c.requires_grad for c in coefs)
-        y, *end = _RecurrentScan.apply(  # type: ignore[no-untyped-call]
+        y, *end = _RecurrentScan.apply(
             key, chosen, lengths, checkpoint or 0, needs, weight.requires_grad, len(state), *operands
         )
     else:
@@ -730,7 +767,11 @@ def recurrent_scan_registered(
 
 
 def saved_bytes(
-    dynamics: Dynamics, surrogate: Surrogate, *, need_input: bool = True, need_coefs: Sequence[bool] | bool = False
+    dynamics: Dynamics,
+    surrogate: Surrogate,
+    *,
+    need_input: bool = True,
+    need_coefs: Sequence[bool] | bool = False,
 ) -> dict[str, int]:
     """What the backward of a fused scan keeps, in bytes per neuron and step (float32).
 

@@ -37,7 +37,9 @@ def _dialect(dtype: torch.dtype) -> Dialect:
     def constant(value: float) -> str:
         return f"{kind}({value!r})".replace("inf", "np.inf").replace("nan", "np.nan")
 
-    math = {name: (lambda a, n=name: f"math.{n}({a})") for name in ("log", "sqrt", "sin", "cos", "atan", "erf")}
+    math = {
+        name: (lambda a, n=name: f"math.{n}({a})") for name in ("log", "sqrt", "sin", "cos", "atan", "erf")
+    }
     one, zero = constant(1.0), constant(0.0)
     spell: dict[str, Callable[..., str]] = {
         **math,
@@ -75,7 +77,9 @@ def indent(lines: Sequence[str], depth: int) -> str:
 class Forward:
     """The body of one forward step over a row slice, for a program and a set of saved nodes."""
 
-    def __init__(self, p: Program, saved: Sequence[int], masked: bool, dtype: torch.dtype, written: Sequence[int]) -> None:
+    def __init__(
+        self, p: Program, saved: Sequence[int], masked: bool, dtype: torch.dtype, written: Sequence[int]
+    ) -> None:
         names = {p.x: "xj"}
         names |= {s: f"s{k}j" for k, s in enumerate(p.state)}
         names |= {c: f"k{k}j" for k, c in enumerate(p.coefs)}
@@ -143,7 +147,11 @@ class Backward:
             lines.append("m = t < l_[j]")
             store.append(f"gx_[j] = {value(plan.grad_x)} if m else {zero}")
             store += [f"g{k}_[j] = {value(i)} if m else g{k}j" for k, i in enumerate(plan.grad_state)]
-            store += [f"q{k}_[j] += {names[i]} if m else {zero}" for k, i in enumerate(plan.grad_coefs) if i is not None]
+            store += [
+                f"q{k}_[j] += {names[i]} if m else {zero}"
+                for k, i in enumerate(plan.grad_coefs)
+                if i is not None
+            ]
         else:
             store.append(f"gx_[j] = {value(plan.grad_x)}")
             store += [f"g{k}_[j] = {value(i)}" for k, i in enumerate(plan.grad_state)]
@@ -174,7 +182,9 @@ def _forward_source(p: Program, saved: Sequence[int], masked: bool, dtype: torch
     args = ["x", *(["l"] if masked else []), *states, *coefs, "y", *stores, "block"]
     fixed = [*states, *coefs, *(["l"] if masked else [])]
     text = HEADER + f"\n\ndef kernel({', '.join(args)}):\n"
-    text += indent(["steps = x.shape[0]", "size = x.shape[1]", "for b in prange((size + block - 1) // block):"], 1)
+    text += indent(
+        ["steps = x.shape[0]", "size = x.shape[1]", "for b in prange((size + block - 1) // block):"], 1
+    )
     text += indent(["lo = b * block", "hi = min(size, lo + block)", *rows(fixed, "lo:hi")], 2)
     text += indent(["for t in range(steps):"], 2)
     text += indent([*rows(["x", "y", *stores]), "for j in range(hi - lo):"], 3)
@@ -193,14 +203,18 @@ def _backward_source(p: Program, plan: Plan, masked: bool, dtype: torch.dtype) -
     args = ["gy", *(["l"] if masked else []), *states, *coefs, *stores, *gx, *grads, *sums, "block"]
     fixed = [*states, *coefs, *grads, *sums, *(["l"] if masked else [])]
     text = HEADER + f"\n\ndef kernel({', '.join(args)}):\n"
-    text += indent(["steps = gy.shape[0]", "size = gy.shape[1]", "for b in prange((size + block - 1) // block):"], 1)
+    text += indent(
+        ["steps = gy.shape[0]", "size = gy.shape[1]", "for b in prange((size + block - 1) // block):"], 1
+    )
     text += indent(["lo = b * block", "hi = min(size, lo + block)", *rows(fixed, "lo:hi")], 2)
     text += indent(["for r in range(steps - 1):", "    t = steps - 1 - r"], 2)
     text += indent(rows(["gy", *stores, *gx]), 3)
     if plan.prior:
         text += indent([f"p{q}_ = z{q}[t - 1, lo:hi]" for q in range(len(plan.saved))], 3)
     text += indent(["for j in range(hi - lo):"], 3) + indent(body.later, 4)
-    text += indent(["t = 0", *rows(["gy", *stores, *gx]), "for j in range(hi - lo):"], 2) + indent(body.first, 3)
+    text += indent(["t = 0", *rows(["gy", *stores, *gx]), "for j in range(hi - lo):"], 2) + indent(
+        body.first, 3
+    )
     return text
 
 
@@ -226,7 +240,9 @@ def _block(size: int) -> int:
     return max(64, min(2048, share))
 
 
-def flat_coefs(coefs: Sequence[Tensor], batch: int, shape: Sequence[int], dtype: torch.dtype) -> list[np.ndarray]:
+def flat_coefs(
+    coefs: Sequence[Tensor], batch: int, shape: Sequence[int], dtype: torch.dtype
+) -> list[np.ndarray]:
     """Every coefficient as a contiguous row of ``M = B * N`` values."""
     return [c.to(dtype).expand(batch, *shape).reshape(-1).contiguous().numpy() for c in coefs]
 

@@ -65,7 +65,16 @@ def register(dynamics: Dynamics, surrogate: Surrogate) -> str:
     program, why = None, ""
     try:
         program = Program(dynamics.state, dynamics.coefs, dynamics.step, surrogate, dynamics.step_vjp)
-        described = repr((program.graph.nodes, program.y, program.next, program.grad_x, program.grad_state, program.grad_coefs))
+        described = repr(
+            (
+                program.graph.nodes,
+                program.y,
+                program.next,
+                program.grad_x,
+                program.grad_state,
+                program.grad_coefs,
+            )
+        )
     except EngineError as error:
         why = str(error)
         code = getattr(dynamics.step, "__code__", None)

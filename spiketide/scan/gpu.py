@@ -90,7 +90,9 @@ def _text(args: Sequence[str], before: list[str], loop: str, body: list[str], af
     head = ["import triton", "import triton.language as tl", f"from {package} import {name} as lib", "", ""]
     # start, stop and size change from call to call and must not make a new kernel each time they are 1
     head += ['@triton.jit(do_not_specialize=["start", "stop"])']
-    head += [f"def kernel({', '.join(args)}, start, stop, size, n, BLOCK: tl.constexpr, STAGES: tl.constexpr):"]
+    head += [
+        f"def kernel({', '.join(args)}, start, stop, size, n, BLOCK: tl.constexpr, STAGES: tl.constexpr):"
+    ]
     lines = ["    " + line for line in before]
     lines += ["    " + loop, *("        " + line for line in body)]
     lines += ["    " + line for line in after]
@@ -123,7 +125,12 @@ def _load(name: str, at: str, kind: str) -> str:
 
 
 def forward_source(
-    p: Program, saved: Sequence[int], scalars: Sequence[bool], masked: bool, dtype: torch.dtype, fed: bool = False
+    p: Program,
+    saved: Sequence[int],
+    scalars: Sequence[bool],
+    masked: bool,
+    dtype: torch.dtype,
+    fed: bool = False,
 ) -> str:
     """The forward kernel's text.
 
@@ -200,7 +207,9 @@ def backward_source(
     value = lambda i: zero if i is None else names[i]  # noqa: E731
 
     args = ["gy_", *(["d_"] if fed else []), *(["e_"] if fed and masked else []), *(["l_"] if masked else [])]
-    args += [f"s{k}_" for k in plan.prior] + [f"k{k}_" for k in range(len(p.coefs))] + [f"z{q}_" for q in saved]
+    args += (
+        [f"s{k}_" for k in plan.prior] + [f"k{k}_" for k in range(len(p.coefs))] + [f"z{q}_" for q in saved]
+    )
     args += [f"g{k}_" for k in states] + (["gx_"] if plan.grad_x is not None else [])
     args += [f"h{k}_" for k in states] + [f"q{k}_" for k in sums]
 
@@ -286,7 +295,12 @@ def plan_for(key: str, need_x: bool, need_coefs: tuple[bool, ...]) -> Plan:
 
 @functools.cache
 def forward_kernel(
-    key: str, saved: tuple[int, ...], scalars: tuple[bool, ...], masked: bool, dtype: torch.dtype, fed: bool = False
+    key: str,
+    saved: tuple[int, ...],
+    scalars: tuple[bool, ...],
+    masked: bool,
+    dtype: torch.dtype,
+    fed: bool = False,
 ) -> Any:
     """The compiled forward."""
     text = forward_source(program(key), saved, scalars, masked, dtype, fed)
@@ -328,7 +342,15 @@ class Launch:
         """Run steps ``start`` to ``stop``."""
         block, warps, stages = self.tiling
         kernel[self.grid](
-            *tensors, start, stop, self.size, self.n, BLOCK=block, STAGES=stages, num_warps=warps, enable_fp_fusion=False
+            *tensors,
+            start,
+            stop,
+            self.size,
+            self.n,
+            BLOCK=block,
+            STAGES=stages,
+            num_warps=warps,
+            enable_fp_fusion=False,
         )
 
 
@@ -388,7 +410,15 @@ def forward(
     launch = Launch(x, batch, shape)
     kernel = forward_kernel(key, saved, scalar_flags(coefs), lengths is not None, dtype)
     with launch.on_device():
-        tensors = [x, *flat_lengths(lengths, steps), *first, *flat_coefs(coefs, shape, dtype), y, *final, *stores]
+        tensors = [
+            x,
+            *flat_lengths(lengths, steps),
+            *first,
+            *flat_coefs(coefs, shape, dtype),
+            y,
+            *final,
+            *stores,
+        ]
         launch(kernel, tensors, 0, steps)
     return y, final, stores
 

@@ -115,7 +115,9 @@ class Symbol:
         elif op == "where":
             ids = [ids[0], self._float(ids[1]), self._float(ids[2])]
             if self.graph.nodes[ids[0]].kind != BOOL:
-                raise EngineError("torch.where in a step expects a comparison as its condition, got a number.")
+                raise EngineError(
+                    "torch.where in a step expects a comparison as its condition, got a number."
+                )
         elif any(self.graph.nodes[i].kind != BOOL for i in ids):
             raise EngineError("&, | and ~ in a step expect comparisons, got numbers.")
         return Symbol(self.graph, self.graph.add(op, *ids))
@@ -155,7 +157,9 @@ class Symbol:
 
     def __pow__(self, exponent: Any) -> Symbol:
         if not isinstance(exponent, (int, float)):
-            raise EngineError("a step may raise to a constant power only; write exp(p * log(x)) for a variable one.")
+            raise EngineError(
+                "a step may raise to a constant power only; write exp(p * log(x)) for a variable one."
+            )
         if exponent == 1:
             return self
         if exponent == 2:
@@ -209,7 +213,9 @@ class Symbol:
         if chosen.smooth:
             return chosen.primitive(self)
         if chosen != _tracing_surrogate():
-            raise EngineError("the fused engines use one surrogate a layer: leave it out in spike(x) inside a step.")
+            raise EngineError(
+                "the fused engines use one surrogate a layer: leave it out in spike(x) inside a step."
+            )
         return self._new("spike", self)
 
     def traced_spike_derivative(self, surrogate: Surrogate | None) -> Symbol:
@@ -283,7 +289,10 @@ def _clamp(x: Symbol, min: float | None = None, max: float | None = None) -> Sym
 
 
 _FUNCTIONS: dict[str, Callable[..., Symbol]] = {
-    **{name: _unary(name) for name in ("abs", "exp", "log", "sqrt", "sin", "cos", "tanh", "sigmoid", "atan", "erf", "neg")},
+    **{
+        name: _unary(name)
+        for name in ("abs", "exp", "log", "sqrt", "sin", "cos", "tanh", "sigmoid", "atan", "erf", "neg")
+    },
     **{name: _binary(name) for name in ("add", "sub", "mul", "div", "maximum", "minimum")},
     "arctan": _unary("atan"),
     "where": _where,
@@ -433,7 +442,9 @@ class Program:
         self.state = tuple(graph.input(f"state{i}") for i in range(len(state)))
         self.coefs = tuple(graph.input(f"coef{i}") for i in range(len(coefs)))
         with use(surrogate):
-            out = self._trace(step, "step", symbol(self.x), *map(symbol, self.state), *map(symbol, self.coefs))
+            out = self._trace(
+                step, "step", symbol(self.x), *map(symbol, self.state), *map(symbol, self.coefs)
+            )
             ids = self._ids(out, 1 + len(state), "step", "(s, " + ", ".join(f"{s}'" for s in state) + ")")
         self.y, self.next = ids[0], tuple(ids[1:])
         self.forward_size = len(graph.nodes)
@@ -501,7 +512,7 @@ class Program:
         candidates += [i for i in self.state if i in self.next and i in useful]
         base, wanted = set(self.coefs), _mask(reads)
         best: tuple[tuple[int, int, int], tuple[int, ...], tuple[int, ...]] | None = None
-        for size in range(0, len(self.state) + 3):
+        for size in range(len(self.state) + 3):
             for saved in itertools.combinations(candidates, size):
                 rebuilt = graph.computable(_mask((*base, *saved)))
                 prior = [k for k, n in enumerate(self.next) if rebuilt >> n & 1]
@@ -529,7 +540,11 @@ class Program:
         for i in range(self.forward_size):
             if any(a in moving for a in self.graph.nodes[i].args):
                 moving.add(i)
-        return [i for i in sorted(moving) if i not in self.state and i < self.forward_size and self.graph.nodes[i].kind == FLOAT]
+        return [
+            i
+            for i in sorted(moving)
+            if i not in self.state and i < self.forward_size and self.graph.nodes[i].kind == FLOAT
+        ]
 
     def _forward_values_read(self, outputs: Sequence[int], backward_inputs: set[int]) -> set[int]:
         """Values of the forward (or recomputable without gradients) at the border of the backward's own nodes."""

@@ -128,9 +128,31 @@ def _backward_source(p: Program, plan: Plan, dtype: torch.dtype) -> str:
     args = ["gy", "wt", "glast", "l", *states, *coefs, *stores, "gx", *grads, *sums, "gfirst"]
     kind = "F32" if dtype == torch.float32 else "F64"
     text = HEADER + f"ZERO = {kind}(0.0)\n" + _BACK_PRODUCT + f"\n\ndef kernel({', '.join(args)}):\n"
-    text += indent(["steps = gy.shape[0]", "n = wt.shape[0]", "batch = l.shape[0]", "for u in prange((batch + 3) // 4):"], 1)
-    text += indent(["carry = np.zeros((4, n), gy.dtype)", "g = np.zeros((4, n), gy.dtype)", "gy_ = np.empty(n, gy.dtype)"], 2)
-    text += indent(["for back in range(steps):", "    t = steps - 1 - back", "    for i in range(min(4, batch - 4 * u)):"], 2)
+    text += indent(
+        [
+            "steps = gy.shape[0]",
+            "n = wt.shape[0]",
+            "batch = l.shape[0]",
+            "for u in prange((batch + 3) // 4):",
+        ],
+        1,
+    )
+    text += indent(
+        [
+            "carry = np.zeros((4, n), gy.dtype)",
+            "g = np.zeros((4, n), gy.dtype)",
+            "gy_ = np.empty(n, gy.dtype)",
+        ],
+        2,
+    )
+    text += indent(
+        [
+            "for back in range(steps):",
+            "    t = steps - 1 - back",
+            "    for i in range(min(4, batch - 4 * u)):",
+        ],
+        2,
+    )
     row = ["b = 4 * u + i", "lo = b * n", "hi = lo + n", "gx_ = gx[t, lo:hi]", "keep = g[i]", "c = carry[i]"]
     text += indent([*row, "if t >= l[b]:"], 4)
     text += indent(["for j in range(n):", "    gx_[j] = ZERO", "    keep[j] = ZERO", "continue"], 5)
@@ -143,7 +165,9 @@ def _backward_source(p: Program, plan: Plan, dtype: torch.dtype) -> str:
     text += indent(["for j in range(n):", "    keep[j] = gx_[j]"], 4)
     text += indent(["back_product(carry, g, wt)"], 3)
     text += indent(["for i in range(min(4, batch - 4 * u)):"], 2)
-    text += indent(["b = 4 * u + i", "lo = b * n", "hi = lo + n", "c = carry[i] if l[b] > 0 else glast[lo:hi]"], 3)
+    text += indent(
+        ["b = 4 * u + i", "lo = b * n", "hi = lo + n", "c = carry[i] if l[b] > 0 else glast[lo:hi]"], 3
+    )
     text += indent(["gfirst_ = gfirst[lo:hi]", "for j in range(n):", "    gfirst_[j] = c[j]"], 3)
     return text
 
@@ -194,7 +218,10 @@ def forward(
     stores = [empty_like(y) for _ in saved]
     last = previous.detach().to(dtype).clone(memory_format=torch.contiguous_format)
     if y.numel():
-        args: list[Any] = [x.detach().contiguous().numpy().reshape(steps, -1), weight.detach().to(dtype).t().contiguous().numpy()]
+        args: list[Any] = [
+            x.detach().contiguous().numpy().reshape(steps, -1),
+            weight.detach().to(dtype).t().contiguous().numpy(),
+        ]
         args += [last.numpy().reshape(-1), _steps(lengths, steps, batch)]
         args += [s.numpy().reshape(-1) for s in final]
         args += flat_coefs([c.detach() for c in coefs], batch, (n,), dtype)
@@ -237,7 +264,10 @@ def backward(
     if sums is None:
         sums = [gy.new_zeros((batch, n)) for i in plan.grad_coefs if i is not None]
     if gy.numel():
-        args: list[Any] = [gy.detach().contiguous().numpy().reshape(steps, -1), weight.detach().to(dtype).contiguous().numpy()]
+        args: list[Any] = [
+            gy.detach().contiguous().numpy().reshape(steps, -1),
+            weight.detach().to(dtype).contiguous().numpy(),
+        ]
         args += [glast.detach().to(dtype).contiguous().numpy().reshape(-1), _steps(lengths, steps, batch)]
         args += [state[k].detach().to(dtype).contiguous().numpy().reshape(-1) for k in plan.prior]
         args += flat_coefs([c.detach() for c in coefs], batch, (n,), dtype)

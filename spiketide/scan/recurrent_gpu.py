@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 
 from .dynamics import program
-from .gpu import Launch, backward_kernel, compute_dtype, flat_coefs, flat_lengths, forward_kernel, plan_for, scalar_flags
+from .gpu import (
+    Launch,
+    backward_kernel,
+    compute_dtype,
+    flat_coefs,
+    flat_lengths,
+    forward_kernel,
+    plan_for,
+    scalar_flags,
+)
 
 
 def forward(
@@ -100,7 +109,14 @@ def backward(
         w = weight.detach().to(dtype)
         before = [state[k].detach().to(dtype).contiguous() for k in plan.prior]
         # past a sample's last step nothing is fed back: its last outputs have the gradient given from outside
-        tensors = [gy, gfed, *([glast, *ends] if ends else []), *before, *flat_coefs(coefs, (n,), dtype), *stores]
+        tensors = [
+            gy,
+            gfed,
+            *([glast, *ends] if ends else []),
+            *before,
+            *flat_coefs(coefs, (n,), dtype),
+            *stores,
+        ]
         tensors += [*gstate, *([gx] if plan.grad_x is not None else []), *gstate, *sums]
         rows = gx.unbind(0)
         for t in reversed(range(steps)):

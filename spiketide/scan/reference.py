@@ -25,7 +25,7 @@ class _StepWithVjp(torch.autograd.Function):
         return tuple(o.clone() if any(o is i for i in operands) else o for o in out)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         operands = ctx.saved_tensors
         with use(ctx.surrogate):
             out = ctx.dynamics.step_vjp(*grads, *operands)
@@ -82,7 +82,7 @@ def run(
             if dynamics.step_vjp is None:
                 s, *new = dynamics.step(drive, *states, *coefs)
             else:
-                s, *new = _StepWithVjp.apply(dynamics, surrogate, drive, *states, *coefs)  # type: ignore[misc]
+                s, *new = _StepWithVjp.apply(dynamics, surrogate, drive, *states, *coefs)
             s, *new = (_of_neurons(value, drive) for value in (s, *new))
             if alive is None:
                 states = tuple(new)

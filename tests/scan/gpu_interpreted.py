@@ -85,7 +85,7 @@ def draw(
     case: Case,
     steps: int,
     batch: int = 3,
-    shape: tuple[int, ...] = (50,),
+    shape: tuple[int, ...] = (40,),
     dtype: torch.dtype = torch.float32,
     scalar: bool = False,
     seed: int = 0,
@@ -205,13 +205,13 @@ def test_graded_outputs_in_half_storage() -> None:
 @pytest.mark.parametrize("name", ["alif", "swap"])
 def test_lengths(name: str) -> None:
     case = CASES[name]
-    for ends in ([0, 11, 6, 9], [11, 30, 3, 1]):
+    for ends in ([0, 11, 6, 9], [11, 10, 3, 1]):
         lengths = torch.tensor(ends)
         o = draw(case, 11, batch=4, shape=(4, 6))
         past = torch.arange(11).unsqueeze(1) >= lengths
         # whatever stands in the padding
         o.x[past], o.gy[past] = float("nan"), float("nan")
-        compare(plain(case, lengths), o, lengths.clamp(max=11))
+        compare(plain(case, lengths), o, lengths)
     gone = results(plain(case, torch.zeros(4, dtype=torch.int64)), "gpu", o)
     assert not gone[0][0].any() and all(torch.equal(a, b) for a, b in zip(gone[0][1:], o.state, strict=True))
     assert not gone[1][0].any() and all(torch.equal(a, b) for a, b in zip(gone[1][1:], o.gstate, strict=False))
@@ -359,7 +359,7 @@ def test_recurrent_parity(name: str, dtype: torch.dtype, lengths: list[int] | No
         # the last outputs get a gradient through a state's cotangent
         return y, (final[0] + 0.5 * last, *final[1:])
 
-    compare(run, o, None if ends is None else ends)
+    compare(run, o, ends)
     grads = {}
     for engine in ("reference", "gpu"):
         y, final = run(engine, o.x, o.state, o.coefs)
