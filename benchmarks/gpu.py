@@ -133,7 +133,12 @@ def differences(
         leaves = [t.clone().requires_grad_() for t in (x, *state, *coefs)]
         y, final = run(engine, leaves[0], leaves[1 : 1 + len(state)], leaves[1 + len(state) :])
         grads = torch.autograd.grad([y, *final[: len(state)]], leaves, [gy, *gstate], allow_unused=True)
-        found.append(([y, *final], [torch.zeros_like(p) if g is None else g for g, p in zip(grads, leaves, strict=True)]))
+        found.append(
+            (
+                [y, *final],
+                [torch.zeros_like(p) if g is None else g for g, p in zip(grads, leaves, strict=True)],
+            )
+        )
     (values, grads), (got_values, got_grads) = found
     rate = values[0].float().mean().item()
     if x.shape[0] > 20 and not 0.01 < rate < 0.6:
@@ -154,12 +159,14 @@ TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-3, t
 def parity(bench: Bench) -> list[str]:
     """Everything that is not as in the reference; empty: green."""
     red = []
-    sizes = [Size(1, 2, 40), Size(3, 2, 8)] if bench.dry else [Size(1, 3, 100), Size(2, 3, 100), Size(63, 5, 1000)]
+    sizes = [Size(3, 2, 8)] if bench.dry else [Size(1, 3, 100), Size(2, 3, 100), Size(63, 5, 1000)]
     for name, dtype, (steps, batch, n) in itertools.product(("LIF", "ALIF"), TOLERANCES, sizes):
         dynamics, surrogate, made, scale = neurons(n, bench.device)[name]
         arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
         coefs = [torch.as_tensor(c, device=bench.device).to(arithmetic) for c in made]
-        coefs[0] = coefs[0] * (1 - 0.1 * torch.rand(n, device=bench.device, dtype=arithmetic))  # one value per neuron
+        coefs[0] = coefs[0] * (
+            1 - 0.1 * torch.rand(n, device=bench.device, dtype=arithmetic)
+        )  # one value per neuron
         state = [bench.normal(batch, n, dtype=arithmetic) * 0.1 for _ in dynamics.state]
         x = bench.normal(steps, batch, n, dtype=dtype) * scale
         ends = torch.randint(0, steps + 1, (batch,), device=bench.device)
@@ -169,7 +176,9 @@ def parity(bench: Bench) -> list[str]:
             def run(engine: str, x: Tensor, state: Any, coefs: Any, lengths: Any = lengths) -> Any:
                 return scan(dynamics, x, state, coefs, surrogate, engine=engine, lengths=lengths)  # noqa: B023
 
-            found = list(differences(run, x, state, coefs, TOLERANCES[dtype]))
+            # the interpreter cuts bfloat16 off where a GPU rounds to nearest
+            tolerance = 1e-2 if bench.dry and dtype == torch.bfloat16 else TOLERANCES[dtype]
+            found = list(differences(run, x, state, coefs, tolerance))
             where = f"{name} {dtype} {(steps, batch, n)}{' with lengths' if lengths is not None else ''}"
             # with lengths most of the outputs may be padding
             red += [f"{where}: {what}" for what in found if lengths is None or "firing rate" not in what]
@@ -215,9 +224,7 @@ def scans(bench: Bench) -> None:
     """The kernels alone, forward and backward, against a copy of the bytes they must move."""
     from spiketide.scan import gpu
 
-    for name, size, dtype in itertools.product(
-        ("LIF", "ALIF"), bench.scans, (torch.float32, torch.bfloat16)
-    ):
+    for name, size, dtype in itertools.product(("LIF", "ALIF"), bench.scans, (torch.float32, torch.bfloat16)):
         steps, batch, n = size
         dynamics, surrogate, made, scale = neurons(n, bench.device)[name]
         key = register(dynamics, surrogate)
@@ -226,9 +233,14 @@ def scans(bench: Bench) -> None:
         keeps_x = program(key).x in (plan := gpu.plan_for(key, *needs)).saved
         written = len(plan.saved) - keeps_x
         count, item = steps * batch * n, dtype.itemsize
-        moved = {"forward": count * (2 * item + 4 * written), "backward": count * ((2 + keeps_x) * item + 4 * written)}
+        moved = {
+            "forward": count * (2 * item + 4 * written),
+            "backward": count * ((2 + keeps_x) * item + 4 * written),
+        }
         if not bench.dry and torch.cuda.mem_get_info()[0] < 2.5 * sum(moved.values()):
-            bench.rows.append({"what": f"{name} scan", "size": str(size), "dtype": str(dtype)[6:], "skipped": "memory"})
+            bench.rows.append(
+                {"what": f"{name} scan", "size": str(size), "dtype": str(dtype)[6:], "skipped": "memory"}
+            )
             continue
         x, gy = bench.normal(steps, batch, n, dtype=dtype) * scale, bench.normal(steps, batch, n, dtype=dtype)
         state = [torch.zeros(batch, n, device=bench.device) for _ in dynamics.state]
@@ -265,9 +277,17 @@ def peer() -> Callable[[], nn.Module] | None:
 
     def make() -> nn.Module:
         # decay 1 - 1/tau; soft reset with its gradient; input not scaled
-        options = {"tau": 10.0, "decay_input": False, "v_threshold": 1.0, "v_reset": None, "detach_reset": False}
+        options = {
+            "tau": 10.0,
+            "decay_input": False,
+            "v_threshold": 1.0,
+            "v_reset": None,
+            "detach_reset": False,
+        }
         options |= {"surrogate_function": surrogate.ATan(alpha=2.0), "step_mode": "m"}
-        if "backend" in inspect.signature(neuron.LIFNode.__init__).parameters:  # before 2.0; since then by device
+        if (
+            "backend" in inspect.signature(neuron.LIFNode.__init__).parameters
+        ):  # before 2.0; since then by device
             known = neuron.LIFNode(**options).supported_backends
             options["backend"] = next((b for b in ("triton", "cupy") if b in known), "torch")
         return neuron.LIFNode(**options)
@@ -284,7 +304,9 @@ def against_peer(bench: Bench) -> None:
         dynamics, surrogate, _, _ = neurons(size.n, bench.device)["LIF"]
         coefs = (torch.tensor(0.9, device=bench.device), torch.tensor(1.0, device=bench.device))
 
-        def ours(x: Tensor = x, dynamics: Any = dynamics, surrogate: Any = surrogate, coefs: Any = coefs) -> Tensor:
+        def ours(
+            x: Tensor = x, dynamics: Any = dynamics, surrogate: Any = surrogate, coefs: Any = coefs
+        ) -> Tensor:
             return scan(dynamics, x, None, coefs, surrogate, engine="gpu")[0]
 
         layers: dict[str, Callable[[], Tensor]] = {"ours": ours}
@@ -299,7 +321,9 @@ def against_peer(bench: Bench) -> None:
             try:
                 layers["SpikingJelly"] = theirs
                 same = (theirs() == ours()).float().mean().item()
-            except Exception as error:  # a peer that does not run on this machine must not cost us our own figures
+            except (
+                Exception
+            ) as error:  # a peer that does not run on this machine must not cost us our own figures
                 layers.pop("SpikingJelly")
                 print(f"SpikingJelly did not run on {size} {dtype}: {error}", file=sys.stderr)
         entries = {
@@ -307,9 +331,19 @@ def against_peer(bench: Bench) -> None:
             for name, layer in layers.items()
         }
         ms = bench.medians(entries)
-        row = {"what": "LIF layer", "way": "both", "size": str(size), "dtype": str(dtype)[6:], "ms": ms["ours"]}
+        row = {
+            "what": "LIF layer",
+            "way": "both",
+            "size": str(size),
+            "dtype": str(dtype)[6:],
+            "ms": ms["ours"],
+        }
         if "SpikingJelly" in ms:
-            row |= {"SpikingJelly_ms": ms["SpikingJelly"], "ratio": ms["ours"] / ms["SpikingJelly"], "same_spikes": same}
+            row |= {
+                "SpikingJelly_ms": ms["SpikingJelly"],
+                "ratio": ms["ours"] / ms["SpikingJelly"],
+                "same_spikes": same,
+            }
         bench.rows.append(row)
         del x, gy, entries, layers
 
@@ -404,7 +438,7 @@ def tune(bench: Bench) -> None:
 # -- report -------------------------------------------------------------------------------------------------------------------
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]], title: str) -> None:
     """The table."""
     others = ("copy_ms", "SpikingJelly_ms", "linear_ms", "products_ms")
     cells = []
@@ -423,21 +457,28 @@ def show(rows: list[dict[str, Any]]) -> None:
                 row.get("tiling", ""),
             ]
         )
-    table("GPU", cells, ("workload", "size", "dtype", "way", "ms", "against, ms", "ratio", "GB/s", "tiling"))
+    table(title, cells, ("workload", "size", "dtype", "way", "ms", "against, ms", "ratio", "GB/s", "tiling"))
 
 
 def main() -> int:
     """Run it; the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON line, last (and no table)")
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as one JSON line, last (and no table)"
+    )
     parser.add_argument("--tune", action="store_true", help="time other tilings of the scans too (minutes)")
-    parser.add_argument("--dry-run", action="store_true", help="go through the script on the CPU, in the interpreter")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="go through the script on the CPU, in the interpreter"
+    )
     asked = parser.parse_args()
     if asked.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     elif not torch.cuda.is_available():
-        print("This benchmark needs a CUDA GPU, and torch sees none; --dry-run tests the script itself.", file=sys.stderr)
+        print(
+            "This benchmark needs a CUDA GPU, and torch sees none; --dry-run tests the script itself.",
+            file=sys.stderr,
+        )
         return 3
     if importlib.util.find_spec("triton") is None:
         print("This benchmark needs Triton: pip install spiketide[gpu].", file=sys.stderr)
@@ -450,7 +491,9 @@ def main() -> int:
     result: dict[str, Any] = {
         "dry_run": asked.dry_run,
         "device": "interpreter" if asked.dry_run else torch.cuda.get_device_name(),
-        "versions": {p: importlib.metadata.version(p) for p in packages if importlib.util.find_spec(p) is not None},
+        "versions": {
+            p: importlib.metadata.version(p) for p in packages if importlib.util.find_spec(p) is not None
+        },
     }
     red = parity(bench)
     result["parity"] = "red" if red else "green"
@@ -463,7 +506,7 @@ def main() -> int:
     result |= {"rows": bench.rows, "seconds": round(time.perf_counter() - start, 1)}
     if not asked.json:
         print(f"{result['device']}, {result['versions']}; parity green; {result['seconds']} s")
-        show(bench.rows)
+        show(bench.rows, "Dry run: the interpreter's times mean nothing" if asked.dry_run else "GPU")
     emit(result, asked.json)
     return 0
 

@@ -78,7 +78,9 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any] 
         result = train(load(folder), folder, resume=True)
     else:
         if given is None:
-            raise RecipeError("train needs a recipe: " + ", ".join(recipes.names()) + ", or the path of a YAML file.")
+            raise RecipeError(
+                "train needs a recipe: " + ", ".join(recipes.names()) + ", or the path of a YAML file."
+            )
         result = _begin(given, overrides, options)
     if not main_process():
         return None  # a helper of a distributed run has nothing to say
@@ -98,7 +100,11 @@ def _begin(recipe_name: str, overrides: list[str], options: argparse.Namespace) 
     from .training.run import main_process, train
 
     recipe = Recipe.load(recipe_name, overrides)
-    path = Path(options.run_folder) if options.run_folder else _free(Path(options.runs) / recipe.name / new_name())
+    path = (
+        Path(options.run_folder)
+        if options.run_folder
+        else _free(Path(options.runs) / recipe.name / new_name())
+    )
     return train(recipe, RunFolder(path, writer=main_process()))
 
 
@@ -153,7 +159,12 @@ def _demo(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any] |
     folder = RunFolder.open(trained["run"])
     tested = test(folder)
     seconds = round(trained["seconds"] + tested["test_seconds"], 1)
-    result = {**tested, "run": trained["run"], "seconds": seconds, "report": str((folder.path / "report.html").resolve())}
+    result = {
+        **tested,
+        "run": trained["run"],
+        "seconds": seconds,
+        "report": str((folder.path / "report.html").resolve()),
+    }
     _say("")
     _table(result)
     _say(f"report                        {result['report']}")
@@ -175,10 +186,16 @@ def _reproduce(options: argparse.Namespace, overrides: list[str]) -> dict[str, A
 
     if options.seeds < 1:
         raise RecipeError(f"--seeds should be 1 or more, got {options.seeds}.")
-    result = reproduce(options.recipe, overrides, seeds=options.seeds, runs=Path(options.runs), folder=options.run_folder)
+    result = reproduce(
+        options.recipe, overrides, seeds=options.seeds, runs=Path(options.runs), folder=options.run_folder
+    )
     for row in result["runs"]:
         _say(f"seed {row['seed']:<4} {result['metric']} {row['value']:.4f}   {row['run']}")
-    _say(f"mean {result['mean']:.4f} ± {result['sd']:.4f} (sd, {result['seeds']} seeds)" if result["seeds"] > 1 else "")
+    _say(
+        f"mean {result['mean']:.4f} ± {result['sd']:.4f} (sd, {result['seeds']} seeds)"
+        if result["seeds"] > 1
+        else ""
+    )
     if result["interval"]:
         _say(f"95 % interval of the mean     {result['interval'][0]:.4f} to {result['interval'][1]:.4f}")
     _say(result["verdict_in_words"])
@@ -223,7 +240,9 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--json", action="store_true", help="print the result as one JSON line, last on stdout")
+    shared.add_argument(
+        "--json", action="store_true", help="print the result as one JSON line, last on stdout"
+    )
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
     shared.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
 
@@ -242,27 +261,42 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     def new_run(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--run", dest="run_folder", metavar="DIR", help="folder of this run (default: by recipe and time)")
+        made.add_argument(
+            "--run", dest="run_folder", metavar="DIR", help="folder of this run (default: by recipe and time)"
+        )
 
     recipe_help = "name of a packaged recipe (see `spiketide list`) or path of a YAML file"
     run_help = "folder of a run, or a recipe: its latest run"
 
-    made = verb("train", _train, "train a recipe; further --key value are arguments of the recipe", arguments=True)
+    made = verb(
+        "train", _train, "train a recipe; further --key value are arguments of the recipe", arguments=True
+    )
     made.add_argument("recipe", nargs="?", metavar="RECIPE", help=recipe_help)
     new_run(made)
     made.add_argument(
-        "--resume", nargs="?", const="", metavar="RUN", help="go on with a run (default: the latest of the recipe)"
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="go on with a run (default: the latest of the recipe)",
     )
     made = verb("test", _test, "measure the best checkpoint of a run on test data, once", arguments=False)
     made.add_argument("run_name", metavar="RUN", help=run_help)
     made.add_argument("--again", action="store_true", help="measure anew and overwrite the stored result")
-    made = verb("reproduce", _reproduce, "train and test over several seeds and compare with the claim", arguments=True)
+    made = verb(
+        "reproduce",
+        _reproduce,
+        "train and test over several seeds and compare with the claim",
+        arguments=True,
+    )
     made.add_argument("recipe", metavar="RECIPE", help=recipe_help)
     made.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds (default: 3)")
     new_run(made)
     verb("list", _list, "list the packaged recipes and what they claim", arguments=False)
     made = verb("diagnose", _diagnose, "say what is wrong with a network, from one batch", arguments=True)
-    made.add_argument("target", metavar="RECIPE|RUN", help="a recipe (as it begins) or the folder of a run (its best)")
+    made.add_argument(
+        "target", metavar="RECIPE|RUN", help="a recipe (as it begins) or the folder of a run (its best)"
+    )
     made = verb("report", _report, "write the report of a tested run again", arguments=False)
     made.add_argument("run_name", metavar="RUN", help=run_help)
     made = verb("demo", _demo, "train, test and report a small recipe on real data", arguments=True)
@@ -283,7 +317,7 @@ def _hinted(rest: list[str], options: set[str]) -> list[str]:
     """Refuse a misspelt option here, where the options are known; dotted keys are for the recipe to check."""
     import difflib
 
-    sections = {"--seed", "--about"}
+    sections = {"--seed", "--threads", "--about"}
     for word in rest:
         name = word.partition("=")[0]
         if name.startswith("--") and "." not in name and name not in sections:
@@ -291,7 +325,7 @@ def _hinted(rest: list[str], options: set[str]) -> list[str]:
             hint = f"; did you mean {near[0]}?" if near else "."
             raise RecipeError(
                 f"unknown option {name}{hint} Options: {', '.join(sorted(options))}. Arguments of a recipe have dots, "
-                "as in --model.lr, except --seed."
+                "as in --model.lr, except --seed and --threads."
             )
     return rest
 

@@ -46,7 +46,7 @@ class Costs(NamedTuple):
 
     product: float = 0.0135
     """A multiply-add of torch's matrix product: 150 GFLOP/s a core."""
-    event: float = 0.045
+    event: float = 0.038
     """Adding one number of a gathered row, read from the second-level cache."""
     start: float = 15.0
     """Beginning the sum of (up to) 64 columns of a row: a loop whose end the processor cannot predict."""
@@ -54,8 +54,8 @@ class Costs(NamedTuple):
     """Looking at an element of ``x`` and skipping its bit if it is zero."""
     listing: float = 3.0
     """Listing a nonzero, and sorting it by input for the weight gradient."""
-    call: float = 60_000.0
-    """Starting the kernels from Python."""
+    call: float = 150_000.0
+    """Starting the five kernels from Python, while every other core waits."""
 
 
 COSTS = Costs()

@@ -426,7 +426,7 @@ def gradient_tiles(
 
 def _even(total: int, parts: int) -> Array:
     """Bounds that cut ``total`` items into chunks of the same size."""
-    return np.linspace(0, total, parts + 1).astype(np.int64)
+    return np.arange(parts + 1) * total // parts
 
 
 def _balanced(starts: Array, parts: int) -> Array:

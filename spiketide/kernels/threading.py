@@ -131,10 +131,15 @@ class Kernel:
             self._compiled[parallel] = numba.njit(parallel=parallel, **self.options)(function)
         return self._compiled[parallel]
 
+    def alone(self, *arguments: Any) -> Any:
+        """Run it on the calling thread only: for work too small to be worth waking the others."""
+        return self.dispatcher(False)(*arguments)
+
     def __call__(self, *arguments: Any) -> Any:
         """Run it, on threads where that is allowed."""
-        if _serial or not self.parallel:
-            return self.dispatcher(False)(*arguments)
+        if _serial or not self.parallel or torch.get_num_threads() == 1:
+            # A masked team still waits for its idle threads, which spin: on a busy machine that is 10 ms a call.
+            return self.alone(*arguments)
         import numba
 
         if not _layer_known:

@@ -488,6 +488,13 @@ def choose_engine(key: str, device: torch.device, engine: str | None) -> str:
     return engine
 
 
+def _check_tensor(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ShapeError(
+            f"scan expected a floating tensor (T, B, *N), got {getattr(x, 'dtype', type(x).__name__)}."
+        )
+
+
 def _prepare(
     dynamics: Dynamics,
     x: Tensor,
@@ -496,10 +503,6 @@ def _prepare(
     lengths: Tensor | None,
     engine: str,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ShapeError(
-            f"scan expected a floating tensor (T, B, *N), got {getattr(x, 'dtype', type(x).__name__)}."
-        )
     if x.dim() < 2:
         raise ShapeError(f"scan expected (T, B, *N), got {tuple(x.shape)} with {x.dim()} axes.")
     dtype = _arithmetic(x.dtype)
@@ -600,6 +603,7 @@ def scan_registered(
     checkpoint: int | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`scan` for dynamics already registered (layers register once, when they are built)."""
+    _check_tensor(x)
     found = entry(key)
     chosen = choose_engine(key, x.device, engine)
     out_dtype = x.dtype
@@ -715,6 +719,7 @@ def recurrent_scan_registered(
     checkpoint: int | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`recurrent_scan` for dynamics already registered."""
+    _check_tensor(x)
     found = entry(key)
     matrix = feedback if isinstance(feedback, Tensor) else None
     chosen = choose_engine(key, x.device, engine)
@@ -743,7 +748,12 @@ def recurrent_scan_registered(
     if chosen == "reference":
         if matrix is not None:
             w = matrix.to(dtype)
-            call: Callable[[Tensor], Tensor] = lambda s: s @ w.t()  # noqa: E731
+
+            def call(s: Tensor) -> Tensor:
+                # as in the fused engines, the arithmetic of a scan is float32 also under autocast
+                with torch.autocast(s.device.type, enabled=False):
+                    return s @ w.t()
+
         else:
             call = feedback  # type: ignore[assignment]
         y, final, last = reference.run(

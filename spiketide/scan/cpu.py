@@ -240,6 +240,15 @@ def _block(size: int) -> int:
     return max(64, min(2048, share))
 
 
+SHARED_FROM = 1 << 18
+"""Neuron-steps from which a scan is shared among threads; below (a quarter of a millisecond) waking them costs more."""
+
+
+def launch(kernel: Kernel, work: int, arguments: Sequence[Any]) -> None:
+    """Run a kernel on all threads, or on this one when there is little to do."""
+    (kernel if work >= SHARED_FROM else kernel.alone)(*arguments)
+
+
 def flat_coefs(
     coefs: Sequence[Tensor], batch: int, shape: Sequence[int], dtype: torch.dtype
 ) -> list[np.ndarray]:
@@ -293,7 +302,8 @@ def forward(
         args += [s.numpy().reshape(-1) for s in final]
         args += flat_coefs([c.detach() for c in coefs], batch, shape, dtype)
         args += [t.numpy().reshape(steps, size) for t in (y, *stores)]
-        _forward(key, saved, lengths is not None, dtype)(*args, _block(size))
+        args.append(_block(size))
+        launch(_forward(key, saved, lengths is not None, dtype), steps * size, args)
     return y, final, stores
 
 
@@ -343,7 +353,8 @@ def backward(
         if gx is not None:
             args.append(gx.numpy().reshape(steps, size))
         args += [g.numpy().reshape(-1) for g in (*gstate, *sums)]
-        _backward(key, plan, lengths is not None, dtype)(*args, _block(size))
+        args.append(_block(size))
+        launch(_backward(key, plan, lengths is not None, dtype), steps * size, args)
     if needs[0] and gx is None:
         gx = torch.zeros_like(gy)
     return gx, gstate, sums

@@ -26,8 +26,6 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch

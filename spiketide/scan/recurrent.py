@@ -19,9 +19,11 @@ from torch import Tensor
 
 from ..kernels.memory import empty_like
 from ..kernels.threading import Kernel
-from .cpu import HEADER, Backward, Forward, compile_printed, flat_coefs, indent, plan_for, rows
+from .cpu import HEADER, Backward, Forward, compile_printed, flat_coefs, indent, launch, plan_for, rows
 from .dynamics import program
 from .graph import Plan, Program
+
+_PER_STEP = 8  # a recurrent neuron-step costs about this many plain ones, by its share of the product
 
 _ADD_ROWS = """
 
@@ -226,7 +228,7 @@ def forward(
         args += [s.numpy().reshape(-1) for s in final]
         args += flat_coefs([c.detach() for c in coefs], batch, (n,), dtype)
         args += [t.numpy().reshape(steps, -1) for t in (y, *stores)]
-        _forward(key, saved, dtype)(*args)
+        launch(_forward(key, saved, dtype), steps * batch * n * _PER_STEP, args)
         if lengths is None:
             last = y[-1].clone()
         else:
@@ -275,7 +277,7 @@ def backward(
         args.append(gx.numpy().reshape(steps, -1))
         args += [g.numpy().reshape(-1) for g in (*gstate, *sums)]
         args.append(gfirst.numpy().reshape(-1))
-        _backward(key, plan, dtype)(*args)
+        launch(_backward(key, plan, dtype), steps * batch * n * _PER_STEP, args)
     if p.grad_x is None and gx.numel():
         gx.zero_()
     return gx, gstate, gfirst, sums

@@ -30,16 +30,16 @@ class _StepWithVjp(torch.autograd.Function):
         with use(ctx.surrogate):
             out = ctx.dynamics.step_vjp(*grads, *operands)
         shaped = [
-            _of_shape(g, o) if need else None
+            _of_shape(g, o, operands[0].shape) if need else None
             for g, o, need in zip(out, operands, ctx.needs_input_grad[2:], strict=True)
         ]
         return (None, None, *shaped)
 
 
-def _of_shape(gradient: Any, operand: Tensor) -> Tensor:
-    """A gradient as the step's author gave it (a number, or broadcast over the batch), as one of ``operand``."""
+def _of_shape(gradient: Any, operand: Tensor, full: torch.Size) -> Tensor:
+    """A gradient per neuron and sample (the author may give a number), summed to one of ``operand``."""
     g = torch.as_tensor(gradient, dtype=operand.dtype, device=operand.device)
-    return g.expand(torch.broadcast_shapes(g.shape, operand.shape)).sum_to_size(operand.shape)
+    return g.expand(full).sum_to_size(operand.shape)
 
 
 def _of_neurons(value: Any, like: Tensor) -> Tensor:

@@ -48,7 +48,12 @@ class Reseed(L.Callback):
         self._seed(trainer, "validation")
 
     def on_test_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Seed one test batch."""
         self.test_batch(self.seed, batch_idx)

@@ -116,7 +116,12 @@ class Classification(L.LightningModule):
         ):
             if given not in known:
                 raise ParameterError("Classification: " + unknown(what, given, known))
-        for name, number in (("lr", lr), ("clip_at", clip_at), ("step_factor", step_factor), ("step_every", step_every)):
+        for name, number in (
+            ("lr", lr),
+            ("clip_at", clip_at),
+            ("step_factor", step_factor),
+            ("step_every", step_every),
+        ):
             if not number > 0:
                 raise ParameterError(f"Classification expected {name} above 0, got {number!r}.")
         self.network = Sequential(*network) if isinstance(network, list) else network
@@ -126,7 +131,11 @@ class Classification(L.LightningModule):
         self.regularisers = nn.ModuleList(regularisers or [])
         self.optimizer = optimizer
         self.lr = float(lr)
-        self.lr_factors = {"time_constants": lr_time_constants, "thresholds": lr_thresholds, "delays": lr_delays}
+        self.lr_factors = {
+            "time_constants": lr_time_constants,
+            "thresholds": lr_thresholds,
+            "delays": lr_delays,
+        }
         self.betas = (float(betas[0]), float(betas[1]))
         self.weight_decay = float(weight_decay)
         self.schedule = schedule
@@ -138,7 +147,9 @@ class Classification(L.LightningModule):
         # One NaN would turn every weight into NaN without a word. Encoders check what they take themselves.
         if self.encoder is None and not bool(torch.isfinite(batch.x).all()):
             bad = int((~torch.isfinite(batch.x)).sum())
-            raise NonFiniteError(f"a batch holds {bad} NaN or Inf among {batch.x.numel()} values: clean the data first.")
+            raise NonFiniteError(
+                f"a batch holds {bad} NaN or Inf among {batch.x.numel()} values: clean the data first."
+            )
         x = batch.x if self.encoder is None or encoded else self.encoder(batch.x)
         with record(self.network) as records:
             y, _ = self.network(x, lengths=batch.lengths)
@@ -160,8 +171,8 @@ class Classification(L.LightningModule):
         """Loss of one batch."""
         return self._step(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Output:
-        """Scores of one batch, for whoever collects them."""
+    def test_step(self, batch: Batch, batch_idx: int) -> Any:
+        """The :class:`Output` of one batch, for whoever collects it."""
         output = self(batch)
         self._log(batch, output, self.objective(output, batch.y), "test")
         return output
@@ -187,7 +198,9 @@ class Classification(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser with a group a role, and the schedule counted in steps."""
-        groups = parameter_groups(self, lr=self.lr, weight_decay=self.weight_decay, multipliers=self.lr_factors)
+        groups = parameter_groups(
+            self, lr=self.lr, weight_decay=self.weight_decay, multipliers=self.lr_factors
+        )
         optimizer: torch.optim.Optimizer
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, momentum=self.betas[0])

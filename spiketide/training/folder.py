@@ -77,7 +77,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's own writer stages in the system's temporary folder, which may be another disk, and does not sync.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
         """Serialise ``checkpoint`` and put it in place of ``path``."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
@@ -107,7 +109,9 @@ class RunFolder:
         """
         folder = cls(path)
         if not (folder.path / "recipe.yaml").is_file():
-            raise RunError(f"{folder.path} is not a run: it holds no recipe.yaml. `spiketide train RECIPE` makes one.")
+            raise RunError(
+                f"{folder.path} is not a run: it holds no recipe.yaml. `spiketide train RECIPE` makes one."
+            )
         return folder
 
     @contextlib.contextmanager
@@ -131,7 +135,9 @@ class RunFolder:
         except OSError as error:
             raise refusal(self.path, error) from error
         except NotImplementedError as error:
-            raise RunError(f"the file system of {self.path} cannot lock files; choose another with --run.") from error
+            raise RunError(
+                f"the file system of {self.path} cannot lock files; choose another with --run."
+            ) from error
         try:
             yield self
         except OSError as error:
@@ -213,11 +219,15 @@ def _commit() -> str | None:
         return None
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True
+        )
         return done.stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -12,9 +12,13 @@ from ..errors import ParameterError, unknown
 ROLES = ("weights", "time_constants", "thresholds", "delays")
 
 
-def role(parameter: nn.Parameter) -> str:
-    """What a parameter is: one of ``ROLES``; a parameter that does not say is a weight."""
-    return getattr(parameter, "role", "weights")
+def roles(model: nn.Module) -> dict[nn.Parameter, str]:
+    """What every parameter is, one of ``ROLES``: its own word, or else its module's (a copy of a parameter forgets its own)."""
+    named: dict[nn.Parameter, str] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            named.setdefault(parameter, getattr(parameter, "role", getattr(module, "role", "weights")))
+    return named
 
 
 def parameter_groups(
@@ -46,9 +50,8 @@ def parameter_groups(
         if name not in ROLES:
             raise ParameterError(unknown("role", name, ROLES))
     members: dict[str, list[nn.Parameter]] = {}
-    for parameter in model.parameters():
+    for parameter, name in roles(model).items():
         if parameter.requires_grad:
-            name = role(parameter)
             if name not in ROLES:
                 raise ParameterError(unknown("parameter role", name, ROLES))
             if name == "weights" and parameter.dim() < 2:

@@ -21,5 +21,8 @@ def judge(mean: float, interval: Sequence[float] | None, claim: Claim | None) ->
     if mean >= low:
         return "reproduced", f"reproduced: {mean:.4f} against {said}."
     if interval is not None and interval[1] >= low:
-        return "open", f"open: {mean:.4f} falls short of {said}, but its interval reaches it; take more seeds."
+        return (
+            "open",
+            f"open: {mean:.4f} falls short of {said}, but its interval reaches it; take more seeds.",
+        )
     return "not reproduced", f"not reproduced: {mean:.4f} against {said}."

@@ -78,7 +78,9 @@ def count_operations(network: nn.Module) -> Iterator[Operations]:
         try:
             with torch.no_grad():
                 total.sparse[name] = total.sparse.get(name, 0.0) + connections(synapse, x, lengths)
-                total.dense[name] = total.dense.get(name, 0.0) + connections(synapse, torch.ones_like(x), lengths)
+                total.dense[name] = total.dense.get(name, 0.0) + connections(
+                    synapse, torch.ones_like(x), lengths
+                )
         finally:
             counting = False
 

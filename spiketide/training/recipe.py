@@ -10,13 +10,14 @@ import importlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 
 from .. import recipes
 from ..errors import RecipeError, unknown
@@ -74,6 +75,8 @@ class Built:
     best: Best
     claim: Claim | None
     seed: int
+    threads: int | None
+    """CPU threads; ``None``: as torch has them."""
 
 
 class Recipe:
@@ -101,7 +104,9 @@ class Recipe:
         try:
             self._parsed: Namespace = self._parser.parse_object(content)
         except (ArgumentError, TypeError, ValueError) as error:
-            raise RecipeError(f"the recipe {name!r} does not fit its classes.\n{_shorten(str(error))}") from error
+            raise RecipeError(
+                f"the recipe {name!r} does not fit its classes.\n{_shorten(str(error))}"
+            ) from error
 
     @classmethod
     def load(cls, recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -139,6 +144,7 @@ class Recipe:
             best=objects.best,
             claim=objects.claim,
             seed=objects.seed,
+            threads=objects.threads,
         )
 
 
@@ -147,6 +153,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--about", type=str, default="", help="the recipe in one line")
     parser.add_argument("--claim", type=Claim | None, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--threads", type=PositiveInt | None, default=None, help="CPU threads; null: all cores"
+    )
     parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
     parser.add_subclass_arguments(Classification, "model", required=True)
     parser.add_class_arguments(L.Trainer, "trainer", skip=OURS, instantiate=False)
@@ -165,18 +174,24 @@ def check_keys(content: dict[str, Any]) -> None:
     Raises:
         RecipeError: naming the place, the nearest right key and all known ones.
     """
-    sections = {"about", "claim", "seed", "data", "model", "trainer", "best"}
+    sections = {"about", "claim", "seed", "threads", "data", "model", "trainer", "best"}
     for key, value in content.items():
         if key not in sections:
             raise RecipeError(unknown("section", key, sections))
         if key in ("trainer", "best", "claim") and isinstance(value, dict):
-            known = {"trainer": _trainer_arguments(), "best": set(asdict(Best())), "claim": set(Claim.__annotations__)}
+            known = {
+                "trainer": _trainer_arguments(),
+                "best": set(asdict(Best())),
+                "claim": set(Claim.__annotations__),
+            }
             for name in value:
                 if name not in known[key]:
                     raise RecipeError(unknown(f"key in {key}:", name, known[key]))
         _check_node(value, key)
     for missing in sorted({"data", "model"} - set(content)):
-        raise RecipeError(f"the recipe has no section {missing!r}; it needs data and model, each with a class_path.")
+        raise RecipeError(
+            f"the recipe has no section {missing!r}; it needs data and model, each with a class_path."
+        )
 
 
 def _check_node(node: Any, where: str) -> None:
@@ -199,7 +214,7 @@ def _check_node(node: Any, where: str) -> None:
         _check_node(value, f"{where}.{key}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def arguments(class_path: str, where: str = "recipe") -> frozenset[str]:
     """Names of the constructor arguments of a class, those handed on by ``**kwargs`` included.
 
@@ -210,7 +225,9 @@ def arguments(class_path: str, where: str = "recipe") -> frozenset[str]:
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
-        raise RecipeError(f"class_path {class_path!r} in {where}: cannot import {module_name!r} ({error}).") from error
+        raise RecipeError(
+            f"class_path {class_path!r} in {where}: cannot import {module_name!r} ({error})."
+        ) from error
     if not hasattr(module, name):
         names = [key for key in dir(module) if key[:1].isupper()]
         raise RecipeError(f"in {where}: " + unknown(f"class of {module_name}:", name, names))
@@ -223,7 +240,7 @@ def arguments(class_path: str, where: str = "recipe") -> frozenset[str]:
     return frozenset(key.split(".", 1)[1] for key in added)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _trainer_arguments() -> frozenset[str]:
     return arguments("lightning.Trainer") - OURS
 
@@ -304,5 +321,7 @@ def _is_class(text: str) -> bool:
 
 def _shorten(message: str) -> str:
     """Drop the lines of a jsonargparse message that repeat the whole input."""
-    lines = [line for line in message.splitlines() if not line.strip().startswith(("Given value:", "Subtypes:"))]
+    lines = [
+        line for line in message.splitlines() if not line.strip().startswith(("Given value:", "Subtypes:"))
+    ]
     return "\n".join(lines)

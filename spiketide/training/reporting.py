@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from ..diagnose import Diagnosis, diagnose
 from ..errors import RunError
 from ..layer import Layer
-from ..neurons import Neuron
+from ..neurons import ALIF, Neuron
 from ..probe import is_spiking
 from ..report import ReportData, Row, SampleTrace, choose_samples, write_report
 from ..types import Batch
 from .callbacks import Reseed
 from .classification import Classification, Output
 from .folder import RunFolder
-from .operations import Operations, count_operations
 from .judgement import judge
+from .operations import Operations, count_operations
 from .recipe import Built, Recipe
 
 SAMPLES, WRONG, MEMBRANES = 6, 2, 4
@@ -42,7 +42,8 @@ class Collector(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to count operations."""
-        self.operations = self._stack.enter_context(count_operations(pl_module.network))
+        model: Any = pl_module
+        self.operations = self._stack.enter_context(count_operations(model.network))
 
     def on_test_batch_end(
         self,
@@ -68,7 +69,9 @@ class Collector(L.Callback):
         """Stop counting."""
         self._stack.close()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Stop counting."""
         self._stack.close()
 
@@ -94,7 +97,9 @@ class Collector(L.Callback):
         return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes).numpy()
 
 
-def make_report(folder: RunFolder, recipe: Recipe, built: Built, collector: Collector, result: dict[str, Any]) -> Path:
+def make_report(
+    folder: RunFolder, recipe: Recipe, built: Built, collector: Collector, result: dict[str, Any]
+) -> Path:
     """Write ``report.html`` of a run whose test data was just measured."""
     model, data = built.model, built.data
     truth, given = torch.cat(collector.labels).numpy(), torch.cat(collector.predictions).numpy()
@@ -133,7 +138,9 @@ def rewrite_report(folder: RunFolder) -> Path:
 
     stored = folder.read_json("test.json")
     if stored is None:
-        raise RunError(f"{folder.path} was not tested yet; `spiketide test {folder.path}` measures and writes the report.")
+        raise RunError(
+            f"{folder.path} was not tested yet; `spiketide test {folder.path}` measures and writes the report."
+        )
     with folder.hold():
         recipe, built, collector, _ = evaluate(folder)
         return make_report(folder, recipe, built, collector, stored)
@@ -203,11 +210,11 @@ def _traces(model: Classification, batch: Batch, columns: list[int]) -> list[Sam
                 continue
             # The neurons that fire most in this sample have the most to show.
             busy = spikes[:length, column].flatten(1).sum(0).argsort(descending=True, stable=True)[:MEMBRANES]
-            v, limit = (part if part is None else part[:, position].flatten(1)[:, busy] for part in membranes[name])
+            v, limit = membranes[name]
             neurons[labels[name]] = busy.tolist()
-            membrane[labels[name]] = v.numpy()
+            membrane[labels[name]] = v[:, position].flatten(1)[:, busy].numpy()
             if limit is not None:
-                threshold[labels[name]] = limit.numpy()
+                threshold[labels[name]] = limit[:, position].flatten(1)[:, busy].numpy()
         samples.append(
             SampleTrace(
                 label=int(batch.y[column]),
@@ -236,12 +243,12 @@ def record_membranes(network: Layer, x: Tensor) -> dict[str, tuple[Tensor, Tenso
         return {}
     kept: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
 
-    def keep(name: str, neuron: Neuron) -> Any:
+    def keep(name: str, neuron: Any) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            state = dict(zip(neuron.states, output[1], strict=False))  # a recurrence adds its last spikes behind
+            state = dict(zip(neuron.states, output[1], strict=False))  # a recurrence ends in its last spikes
             limit = neuron.threshold() if hasattr(neuron, "threshold") else None
-            if limit is not None and "a" in state and hasattr(neuron, "adaptation"):
-                limit = limit + neuron.adaptation() * state["a"]
+            if isinstance(neuron, ALIF):
+                limit = neuron.threshold() + neuron.adaptation() * state["a"]
             v = state["v"]
             kept.setdefault(name, []).append((v, None if limit is None else limit.expand_as(v)))
 
@@ -269,7 +276,9 @@ def record_membranes(network: Layer, x: Tensor) -> dict[str, tuple[Tensor, Tenso
 def _summary(model: nn.Module, metrics: dict[str, Any], result: dict[str, Any]) -> list[Row]:
     sparse, dense = result["synaptic_operations"], result["dense_operations"]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    share = f"{sparse / dense:.1%} of {dense:,.0f} if every connection were used at every step" if dense else ""
+    share = (
+        f"{sparse / dense:.1%} of {dense:,.0f} if every connection were used at every step" if dense else ""
+    )
     return [
         Row("Test accuracy", result["test_accuracy"], f"on {result['samples']:,} samples, measured once"),
         Row("Validation accuracy", metrics["best"].get("val/accuracy"), "of the epoch that was tested"),
@@ -295,7 +304,11 @@ def _claim(built: Built, result: dict[str, Any]) -> dict[str, Any]:
     if claim is None or claim.metric not in result:
         return {}
     verdict, words = judge(result[claim.metric], None, claim)
-    return {**vars(claim), "verdict": verdict in ("reproduced", "above"), "in words": f"this seed alone: {words}"}
+    return {
+        **vars(claim),
+        "verdict": verdict in ("reproduced", "above"),
+        "in words": f"this seed alone: {words}",
+    }
 
 
 def _environment(story: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Stopped(KeyboardInterrupt):
 
 def main_process() -> bool:
     """Whether this process writes: true but for the helpers of a distributed run."""
-    return rank_zero_only.rank == 0
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def train(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def train(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> dict[st
         with _logging_to(folder):
             built = recipe.build()
             keep = Keep(folder, built.best)
-            with _quiet():
+            with surroundings(built.threads):
                 checkpoint = folder.last if resume and folder.last.is_file() else None
                 _fit(_trainer(built, folder, keep, checkpoint), built, folder, checkpoint)
             keep.write(finished=True)
@@ -85,7 +85,9 @@ def _prepare(recipe: Recipe, folder: RunFolder, resume: bool) -> None:
         return
     stored = folder.path / "recipe.yaml"
     if stored.is_file() and not resume:
-        raise RunError(f"{folder.path} already holds a run. Go on with --resume, or choose another folder with --run.")
+        raise RunError(
+            f"{folder.path} already holds a run. Go on with --resume, or choose another folder with --run."
+        )
     if stored.is_file():
         if Recipe.load(stored).yaml != recipe.yaml:
             raise RunError(
@@ -106,7 +108,7 @@ def _trainer(built: Built, folder: RunFolder, keep: Keep, checkpoint: Path | Non
     from lightning.pytorch.loggers import TensorBoardLogger
 
     settings = _settings(built)
-    if checkpoint is not None and getattr(built.data, "num_workers", 0):
+    if checkpoint is not None and getattr(built.data, "num_workers", False):
         # Workers fetch as soon as the loader is made, which is before Lightning knows the epoch of a resumed run.
         settings["reload_dataloaders_every_n_epochs"] = 1
     callbacks: list[L.Callback] = [Reseed(built.seed), keep]
@@ -170,7 +172,9 @@ def test(folder: RunFolder, *, again: bool = False) -> dict[str, Any]:
     if stored is not None and not again:
         return {**stored, "stored": True}
     if not folder.best.is_file():
-        raise RunError(f"{folder.path} has no best checkpoint yet; go on with: spiketide train --resume {folder.path}")
+        raise RunError(
+            f"{folder.path} has no best checkpoint yet; go on with: spiketide train --resume {folder.path}"
+        )
     if not folder.finished:
         raise RunError(
             f"{folder.path} is not finished; test data is touched once, at the end. "
@@ -199,8 +203,8 @@ def evaluate(folder: RunFolder) -> tuple[Recipe, Built, Collector, dict[str, flo
     """The best checkpoint of a run on its test data; writes nothing."""
     recipe = load(folder)
     collector = Collector()
-    with _quiet():
-        built = recipe.build()
+    built = recipe.build()
+    with surroundings(built.threads):
         checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
         built.model.load_state_dict(checkpoint["state_dict"])
         kept = ("accelerator", "precision", "limit_test_batches", "deterministic", "enable_progress_bar")
@@ -234,13 +238,17 @@ def _result(folder: RunFolder) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide Lightning's advertisements and wrong advice, and undo the global switches it turns."""
+def surroundings(threads: int | None = None) -> Iterator[None]:
+    """Set the threads, hide Lightning's advertisements and wrong advice, and undo the global switches it turns."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    debugging: Any = torch.utils.deterministic
+    filled = debugging.fill_uninitialized_memory
     # Deterministic mode also fills every new tensor with NaN, a debugging aid that costs time and changes no result.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    debugging.fill_uninitialized_memory = False
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -253,8 +261,9 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        debugging.fill_uninitialized_memory = filled
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_num_threads(before)
 
 
 class _File(logging.FileHandler):
@@ -283,5 +292,3 @@ def _logging_to(folder: RunFolder) -> Iterator[None]:
             logger.removeHandler(handler)
         log.setLevel(level)
         handler.close()
-
-

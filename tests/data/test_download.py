@@ -82,6 +82,20 @@ def test_downloads_once(server, tmp_path):
     assert server.ranges == [None]
 
 
+def test_two_at_once_download_once(server, tmp_path):
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.extend(fetch([remote(server)], tmp_path, title="Toy")))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [tmp_path / "set" / "data.bin"] * 3
+    assert server.ranges == [None]
+
+
 def test_goes_on_after_a_broken_connection(server, tmp_path):
     server.cuts = 2
     (path,) = fetch([remote(server)], tmp_path, title="Toy")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from data_files import REPETITIONS, SPEAKERS, everything, write_wav
 
-from spiketide.data import FSDD, LogMel, download
+from spiketide.data import FSDD, LogMel, download, fsdd
 from spiketide.data.fsdd import decode_wav, unpack
 from spiketide.errors import DataError, ParameterError
 
@@ -174,6 +174,20 @@ def test_the_release_archive_is_verified_and_unpacked(small_fsdd, fsdd_root, tmp
     assert len(list((tmp_path / "fsdd" / "recordings").glob("*.wav"))) == 210
     assert archive.is_file()
     assert len(data.split_indices["test"]) == 150
+
+
+def test_a_downloaded_archive_is_removed_once_its_recordings_are_in_place(
+    small_fsdd, fsdd_root, tmp_path, monkeypatch
+):
+    def download_it(files, root, **words):
+        monkeypatch.setattr(
+            small_fsdd, "digest", archive_of(fsdd_root / "fsdd" / "recordings", root / files[0].path)
+        )
+
+    monkeypatch.setattr(fsdd, "fetch", download_it)
+    small_fsdd(root=tmp_path).prepare_data()
+    assert len(list((tmp_path / "fsdd" / "recordings").glob("*.wav"))) == 210
+    assert not list((tmp_path / "fsdd").glob("*.zip"))
 
 
 def test_a_broken_archive(tmp_path):

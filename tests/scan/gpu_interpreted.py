@@ -61,7 +61,9 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "lif": Case(Dynamics(("v",), ("decay", "threshold"), lif_step), ATan(2.0), ((0.8, 0.95), (0.9, 1.1)), 0.5),
+    "lif": Case(
+        Dynamics(("v",), ("decay", "threshold"), lif_step), ATan(2.0), ((0.8, 0.95), (0.9, 1.1)), 0.5
+    ),
     "alif": Case(
         Dynamics(("v", "a", "s"), ("decay_mem", "decay_adapt", "weight"), alif_step),
         MultiGaussian(),
@@ -99,10 +101,14 @@ def draw(
     coefs = []
     for k, (low, high) in enumerate(case.coefs):
         size = () if scalar and k % 2 == 0 else shape
-        coefs.append((low + (high - low) * torch.rand(size, generator=made, dtype=torch.float64)).to(arithmetic))
+        coefs.append(
+            (low + (high - low) * torch.rand(size, generator=made, dtype=torch.float64)).to(arithmetic)
+        )
     state = [0.3 * normal(batch, *shape) for _ in case.dynamics.state]
     x = (case.gain * normal(steps, batch, *shape)).to(dtype)
-    return Operands(x, state, coefs, normal(steps, batch, *shape).to(dtype), [normal(batch, *shape) for _ in state])
+    return Operands(
+        x, state, coefs, normal(steps, batch, *shape).to(dtype), [normal(batch, *shape) for _ in state]
+    )
 
 
 Run = Callable[[str, Tensor, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, tuple[Tensor, ...]]]
@@ -110,7 +116,11 @@ Run = Callable[[str, Tensor, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, 
 
 def results(run: Run, engine: str, o: Operands) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and final state; gradients of input, initial state and coefficients."""
-    x, state, coefs = (o.x.clone().requires_grad_(), [s.clone() for s in o.state], [c.clone() for c in o.coefs])
+    x, state, coefs = (
+        o.x.clone().requires_grad_(),
+        [s.clone() for s in o.state],
+        [c.clone() for c in o.coefs],
+    )
     leaves = [x, *(s.requires_grad_() for s in state), *(c.requires_grad_() for c in coefs)]
     y, final = run(engine, x, state, coefs)
     grads = torch.autograd.grad([y, *final[: len(state)]], leaves, [o.gy, *o.gstate], allow_unused=True)
@@ -151,7 +161,9 @@ def compare(run: Run, o: Operands, lengths: Tensor | None = None, exact: bool = 
 def plain(case: Case, lengths: Tensor | None = None, checkpoint: int | None = None) -> Run:
     def run(engine: str, x: Tensor, state: Sequence[Tensor], coefs: Sequence[Tensor]) -> Any:
         many = None if engine == "reference" else checkpoint
-        return scan(case.dynamics, x, state, coefs, case.surrogate, engine=engine, lengths=lengths, checkpoint=many)
+        return scan(
+            case.dynamics, x, state, coefs, case.surrogate, engine=engine, lengths=lengths, checkpoint=many
+        )
 
     return run
 
@@ -173,10 +185,10 @@ def test_parity(name: str) -> None:
 @pytest.mark.parametrize(("name", "dtype"), [("alif", torch.bfloat16), ("lif", torch.float16)])
 def test_half_storage(name: str, dtype: torch.dtype) -> None:
     """Inputs, outputs and their gradients in 16 bits; state, coefficients and arithmetic in 32."""
-    case, lengths = CASES[name], torch.tensor([17, 5, 11])
-    o = draw(case, 17, dtype=dtype)
+    case, lengths = CASES[name], torch.tensor([9, 5, 2])
+    o = draw(case, 9, dtype=dtype)
     compare(plain(case), o)
-    compare(plain(case, lengths, checkpoint=6), o, lengths)
+    compare(plain(case, lengths, checkpoint=4), o, lengths)
     y, final = scan(case.dynamics, o.x, o.state, o.coefs, case.surrogate, engine="gpu")
     assert y.dtype == dtype and all(f.dtype == torch.float32 for f in final)
 
@@ -187,7 +199,9 @@ def test_half_storage_keeps_no_copy_of_the_input_and_float32_membranes() -> None
     key = register(case.dynamics, case.surrogate)
     y, final, stores = gpu.forward(key, o.x, o.state, o.coefs, None, (True, (True, True)))
     assert y.dtype == torch.bfloat16 and [z.dtype for z in stores] == [torch.float32]
-    gx, gstate, sums = gpu.backward(key, o.gy, o.gstate, o.x, o.state, o.coefs, stores, None, (True, (True, True)))
+    gx, gstate, sums = gpu.backward(
+        key, o.gy, o.gstate, o.x, o.state, o.coefs, stores, None, (True, (True, True))
+    )
     assert gx is not None and gx.dtype == torch.bfloat16
     assert all(g.dtype == torch.float32 for g in (*final, *gstate, *sums))
 
@@ -214,7 +228,9 @@ def test_lengths(name: str) -> None:
         compare(plain(case, lengths), o, lengths)
     gone = results(plain(case, torch.zeros(4, dtype=torch.int64)), "gpu", o)
     assert not gone[0][0].any() and all(torch.equal(a, b) for a, b in zip(gone[0][1:], o.state, strict=True))
-    assert not gone[1][0].any() and all(torch.equal(a, b) for a, b in zip(gone[1][1:], o.gstate, strict=False))
+    assert not gone[1][0].any() and all(
+        torch.equal(a, b) for a, b in zip(gone[1][1:], o.gstate, strict=False)
+    )
 
 
 @pytest.mark.parametrize("lengths", [None, [11, 4, 7]])
@@ -227,20 +243,20 @@ def test_nothing_unwritten_is_read(lengths: list[int] | None, monkeypatch: pytes
         return made.fill_(float("nan"))
 
     case = CASES["alif"]
-    l = None if lengths is None else torch.tensor(lengths)
+    ends = None if lengths is None else torch.tensor(lengths)
     o = draw(case, 11, shape=(30,))
     monkeypatch.setattr(torch, "empty_like", poisoned)
-    compare(plain(case, l), o, l)
+    compare(plain(case, ends), o, ends)
 
 
 @pytest.mark.parametrize("lengths", [None, [11, 4, 7]])
 def test_checkpoints_are_exact(lengths: list[int] | None) -> None:
     case = CASES["alif"]
-    l = None if lengths is None else torch.tensor(lengths)
+    ends = None if lengths is None else torch.tensor(lengths)
     o = draw(case, 11, shape=(30,))
-    whole = results(plain(case, l), "gpu", o)
+    whole = results(plain(case, ends), "gpu", o)
     for every in (4, 40):
-        for got, want in zip(results(plain(case, l, every), "gpu", o), whole, strict=True):
+        for got, want in zip(results(plain(case, ends, every), "gpu", o), whole, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
@@ -297,7 +313,7 @@ def test_hand_written_vjp_with_constants() -> None:
     dynamics = Dynamics(("v",), ("decay",), lambda x, v, decay: (spike(x), decay * v + x), vjp)
     o = draw(CASES["swap"]._replace(dynamics=dynamics), 5)
     x, c = o.x.clone().requires_grad_(), o.coefs[0].clone().requires_grad_()
-    y, (v,) = scan(dynamics, x, o.state[:1], [c], ATan(2.0), engine="gpu")
+    y, _ = scan(dynamics, x, o.state[:1], [c], ATan(2.0), engine="gpu")
     gx, gc = torch.autograd.grad(y, [x, c], o.gy)
     assert torch.equal(gx, 3.0 * o.gy) and torch.equal(gc, torch.full_like(c, 5 * 3 * 0.25))
 
@@ -313,10 +329,34 @@ def test_fake_kernels_agree(dtype: torch.dtype, checkpoint: int) -> None:
         args = (key, "gpu", o.x, o.state, o.coefs, None, needs, checkpoint)
         torch.library.opcheck(torch.ops.spiketide.scan, args, test_utils=utils)
     n = 8
-    back = (key, "gpu", o.x, o.state, torch.zeros(3, n), o.coefs, torch.eye(n), None, (False, True, False), True, checkpoint)
+    back = (
+        key,
+        "gpu",
+        o.x,
+        o.state,
+        torch.zeros(3, n),
+        o.coefs,
+        torch.eye(n),
+        None,
+        (False, True, False),
+        True,
+        checkpoint,
+    )
     torch.library.opcheck(torch.ops.spiketide.recurrent_scan, back, test_utils=utils)
     out = torch.ops.spiketide.recurrent_scan(*back)
-    grads = (key, "gpu", o.gy, o.gstate, o.gstate[0], o.x, out[0], o.state, torch.zeros(3, n), o.coefs, torch.eye(n))
+    grads = (
+        key,
+        "gpu",
+        o.gy,
+        o.gstate,
+        o.gstate[0],
+        o.x,
+        out[0],
+        o.state,
+        torch.zeros(3, n),
+        o.coefs,
+        torch.eye(n),
+    )
     grads += (out[5:], None, (False, True, False), True, checkpoint)
     torch.library.opcheck(torch.ops.spiketide.recurrent_scan_backward, grads, test_utils=utils)
 
@@ -339,7 +379,9 @@ def dyadic(*size: int, seed: int = 1) -> Tensor:
         ("alif", torch.bfloat16, None, 5),
     ],
 )
-def test_recurrent_parity(name: str, dtype: torch.dtype, lengths: list[int] | None, checkpoint: int | None) -> None:
+def test_recurrent_parity(
+    name: str, dtype: torch.dtype, lengths: list[int] | None, checkpoint: int | None
+) -> None:
     case, n, steps = CASES[name], 24, 9
     arithmetic = torch.float32 if dtype in HALF else dtype
     ends = None if lengths is None else torch.tensor(lengths)
@@ -347,26 +389,27 @@ def test_recurrent_parity(name: str, dtype: torch.dtype, lengths: list[int] | No
     weight, previous = dyadic(n, n).to(arithmetic), (dyadic(3, n, seed=2) > 0.2).to(arithmetic)
     if ends is not None:
         o.x[torch.arange(steps).unsqueeze(1) >= ends] = float("nan")
-    parts: dict[str, list[Tensor]] = {}
 
     def run(engine: str, x: Tensor, state: Sequence[Tensor], coefs: Sequence[Tensor]) -> Any:
+        *coefs, w, first = coefs
         many = None if engine == "reference" else checkpoint
-        w, first = weight.clone().requires_grad_(), previous.clone().requires_grad_()
-        parts[engine] = [w, first]
         y, (*final, last) = recurrent_scan(
-            case.dynamics, x, state, coefs, case.surrogate, w, previous=first, engine=engine, lengths=ends, checkpoint=many
+            case.dynamics,
+            x,
+            state,
+            coefs,
+            case.surrogate,
+            w,
+            previous=first,
+            engine=engine,
+            lengths=ends,
+            checkpoint=many,
         )
         # the last outputs get a gradient through a state's cotangent
         return y, (final[0] + 0.5 * last, *final[1:])
 
-    compare(run, o, ends)
-    grads = {}
-    for engine in ("reference", "gpu"):
-        y, final = run(engine, o.x, o.state, o.coefs)
-        grads[engine] = torch.autograd.grad([y, *final], parts[engine], [o.gy, *o.gstate])
-    assert grads["reference"][0].abs().max() > 0.1
-    for got, want, what in zip(grads["gpu"], grads["reference"], ("weight", "previous"), strict=True):
-        close(got, want, what)
+    # the matrix and the outputs before the first step are compared like coefficients
+    compare(run, o._replace(coefs=[*o.coefs, weight, previous]), ends)
 
 
 def test_recurrent_products_stay_float32_under_autocast() -> None:
@@ -374,7 +417,9 @@ def test_recurrent_products_stay_float32_under_autocast() -> None:
     weight = torch.randn(16, 16, generator=torch.Generator().manual_seed(3)) / 4
     want, _ = recurrent_scan(case.dynamics, o.x, o.state, o.coefs, case.surrogate, weight, engine="gpu")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got, (v, last) = recurrent_scan(case.dynamics, o.x, o.state, o.coefs, case.surrogate, weight, engine="gpu")
+        got, (v, last) = recurrent_scan(
+            case.dynamics, o.x, o.state, o.coefs, case.surrogate, weight, engine="gpu"
+        )
     assert torch.equal(got, want) and v.dtype == last.dtype == torch.float32
 
 

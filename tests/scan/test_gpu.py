@@ -47,11 +47,15 @@ def in_a_process(*args: str, interpret: bool) -> subprocess.CompletedProcess[str
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     if interpret:
         env["TRITON_INTERPRET"] = "1"
-    return subprocess.run([sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        [sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240
+    )
 
 
 def test_kernels_in_the_interpreter_equal_the_reference() -> None:
-    done = in_a_process("-m", "pytest", "-p", "no:cacheprovider", "tests/scan/gpu_interpreted.py", interpret=True)
+    done = in_a_process(
+        "-m", "pytest", "-p", "no:cacheprovider", "tests/scan/gpu_interpreted.py", interpret=True
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed and int(passed[1]) >= 30, done.stdout
@@ -79,7 +83,9 @@ def test_cuda_tensors_take_the_gpu_engine() -> None:
 # -- compiled ahead of time --------------------------------------------------------------------------------------------------
 
 
-def kernels(dynamics: Dynamics, masked: bool, fed: bool = False, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def kernels(
+    dynamics: Dynamics, masked: bool, fed: bool = False, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
     """Forward and backward of one layer, first coefficient a scalar, all gradients wanted."""
     from spiketide.scan import gpu
 
@@ -94,7 +100,12 @@ def kernels(dynamics: Dynamics, masked: bool, fed: bool = False, dtype: torch.dt
 
 
 def compiled(
-    kernel: Any, capability: int, storage: str = "fp32", arithmetic: str = "fp32", fusion: bool = False, one: bool = False
+    kernel: Any,
+    capability: int,
+    storage: str = "fp32",
+    arithmetic: str = "fp32",
+    fusion: bool = False,
+    one: bool = False,
 ) -> Any:
     """Machine code for a GPU that need not be here; ``one``: of a single neuron."""
     from triton.backends.compiler import GPUTarget
@@ -109,7 +120,13 @@ def compiled(
         elif name in ("start", "stop", "size", "n"):
             types[name] = "i32"
         else:
-            types[name] = "*" + {"x_": storage, "y_": storage, "gx_": storage, "gy_": storage, "l_": "i32"}.get(name, arithmetic)
+            types[name] = "*" + {
+                "x_": storage,
+                "y_": storage,
+                "gx_": storage,
+                "gy_": storage,
+                "l_": "i32",
+            }.get(name, arithmetic)
         if name.endswith("_") or (name == "size" and not one):
             hints[(at,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, types, constexprs=constants, attrs=hints)
@@ -124,7 +141,9 @@ def tool(name: str, code: Any, tmp_path: Path, *flags: str) -> str:
     if not path.exists():
         pytest.skip(f"this Triton has no {name}")
     (tmp_path / "kernel.cubin").write_bytes(code.asm["cubin"])
-    return subprocess.run([path, *flags, tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [path, *flags, tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def check(code: Any) -> str:
@@ -134,7 +153,9 @@ def check(code: Any) -> str:
     assert "cp.async" in ptx, "rows to come must be fetched while the present one is computed"
     assert "div.full" not in ptx and "sqrt.approx" not in ptx, "torch divides and takes roots to nearest"
     products = re.findall(r"arith\.muli .*: (\S+)", code.asm["ttir"])
-    assert products and set(products) == {"i64"}, "an offset of more than 2 ** 31 elements must not wrap around"
+    assert products and set(products) == {"i64"}, (
+        "an offset of more than 2 ** 31 elements must not wrap around"
+    )
     return ptx
 
 
@@ -144,7 +165,9 @@ def test_lif_compiles_without_contraction_or_spills(capability: int, tmp_path: P
     for code in (forward, backward):
         assert "fma.rn" not in check(code)
         usage = tool("cuobjdump", code, tmp_path, "-res-usage")
-        registers, stack, local = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
+        registers, stack, local = (
+            int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL")
+        )  # type: ignore[index]
         assert registers <= 96 and stack == local == 0, usage
     # the assembler could still contract; the forward has no division, whose expansion is made of fused operations
     assert "FFMA" not in tool("nvdisasm", forward, tmp_path, "-c")
@@ -178,7 +201,9 @@ def test_other_forms_compile() -> None:
 def test_one_kernel_serves_every_length() -> None:
     for kernel in kernels(LIF, masked=True):
         loose = {p.name for p in kernel.params if p.do_not_specialize}
-        assert loose == {"start", "stop"} and not {"start", "stop"} & {p.name for p in kernel.params if p.is_constexpr}
+        assert loose == {"start", "stop"} and not {"start", "stop"} & {
+            p.name for p in kernel.params if p.is_constexpr
+        }
 
 
 def test_what_is_saved_is_what_the_plan_says() -> None:
@@ -207,4 +232,9 @@ def test_benchmark_dry_run_goes_through_all_of_it() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.strip().splitlines()[-1])
     assert report["parity"] == "green" and report["dry_run"] is True
-    assert {row["what"] for row in report["rows"]} >= {"LIF scan", "ALIF scan", "Linear + LIF", "recurrent LIF"}
+    assert {row["what"] for row in report["rows"]} >= {
+        "LIF scan",
+        "ALIF scan",
+        "Linear + LIF",
+        "recurrent LIF",
+    }

@@ -77,19 +77,20 @@ def _cases() -> dict[str, Callable[[int], Neuron]]:
         cases[name] = lambda n: cls(n, **arguments)
 
     for reset in RESETS:
-        add(f"IF-{reset}", IF, reset=reset, threshold=0.9, learn=("threshold",))
+        add(f"IF-{reset}", IF, reset=reset, threshold=9.0 if reset == "none" else 0.9, learn=("threshold",))
     for disc, scaled in itertools.product(("exp", "euler"), (False, True)):
         how = {"discretisation": disc, "scale_input": scaled, "dt": 1.0}
         tail = f"{disc}-{'scaled' if scaled else 'plain'}"
         add(f"LeakyIntegrator-{tail}", LeakyIntegrator, tau_mem=4.0, learn=("tau_mem",), **how)
         for reset in RESETS:
-            threshold = 0.15 if scaled else 0.9
+            # what nothing brings down stays above the usual threshold
+            threshold = (0.15 if scaled else 0.9) * (2.5 if reset == "none" else 1.0)
             add(f"LIF-{reset}-{tail}", LIF, tau_mem=6.0, threshold=threshold, reset=reset, learn=("tau_mem", "threshold"), **how)
             learn = ("tau_mem", "tau_syn", "threshold")
             arguments = {"tau_mem": 6.0, "tau_syn": 2.5, "threshold": 2 * threshold, "reset": reset, "learn": learn}
             add(f"CubaLIF-{reset}-{tail}", CubaLIF, **arguments, **how)
         for reset in ADAPTIVE:
-            threshold = 0.1 if scaled else 0.6
+            threshold = (0.1 if scaled else 0.6) * (2.0 if reset == "none" else 1.0)
             learn = ("tau_mem", "tau_adapt", "threshold", "adaptation")
             arguments = {"tau_mem": 6.0, "tau_adapt": 20.0, "threshold": threshold, "reset": reset, "learn": learn}
             add(f"ALIF-{reset}-{tail}", ALIF, **arguments, **how)
@@ -295,7 +296,7 @@ def test_numbers_and_tensors_as_coefficients_are_the_same_to_the_bit() -> None:
 
 
 def test_layouts_that_are_not_contiguous() -> None:
-    neuron = CASES["LIF-soft-exp-plain"](7)
+    neuron = CASES["LIF-soft-exp-plain"](6)
     plain = operands_of(neuron, current(20, 4, 6))
     want = scanned(neuron.dynamics, neuron.surrogate, plain, "cpu")
     strange = {
@@ -484,10 +485,10 @@ def test_threads_change_nothing_and_are_torchs(two_threads: None, monkeypatch: p
 
     monkeypatch.setattr(threading.Kernel, "dispatcher", watch)
     before = numba.get_num_threads()
-    neuron = CASES["ALIF-delayed-exp-scaled"](300)
-    operands = operands_of(neuron, current(63, 5, 300))
-    layer = Recurrent(LIF(30, tau_mem=6.0), Dense(30, 30))
-    x = current(20, 9, 30)
+    neuron = CASES["LIF-soft-exp-plain"](400)  # large enough to be worth sharing
+    operands = operands_of(neuron, current(100, 8, 400))
+    layer = Recurrent(LIF(60, tau_mem=6.0), Dense(60, 60))
+    x = current(40, 20, 60)
     outcomes, recurrent = [], []
     for count in (2, 1):
         torch.set_num_threads(count)
@@ -638,7 +639,8 @@ def everything(x: Any, v: Any, w: Any, decay: Any, threshold: Any) -> Any:
 
 
 def comparing(x: Any, v: Any, threshold: Any) -> Any:
-    v = 0.8 * v + x + 0.1 * (v < 0) - 0.05 * (v <= -0.2).float() + 0.01 * (x != 0)
+    # (a number times a comparison is float32 in torch, whatever the rest is)
+    v = 0.8 * v + x + 0.1 * (v < 0).to(v.dtype) - 0.05 * (v <= -0.2).to(v.dtype) + 0.01 * (x != 0).to(v.dtype)
     s = spike(v - threshold)
     return s, v * (1 - s)
 
@@ -723,13 +725,13 @@ def bare_branch(x: Any, v: Any, threshold: Any) -> Any:
 
 
 def strange_power(x: Any, v: Any, threshold: Any) -> Any:
-    v = 0.5 * v + 0.1 * 2.0**x
+    v = 0.5 * v + 0.2 * 2.0**x
     s = spike(v - threshold)
     return s, v - threshold * s
 
 
 def unknown_function(x: Any, v: Any, threshold: Any) -> Any:
-    v = 0.8 * v + torch.sinc(x)
+    v = 0.2 * v + 0.5 * torch.sinc(x)
     s = spike(v - threshold)
     return s, v - threshold * s
 
@@ -845,7 +847,7 @@ def test_a_hand_written_backward_is_used_by_all_engines() -> None:
     for engine in ("reference", "cpu"):
         odd = vjp_outcome(vjp_of_numbers, engine)
         assert float(odd.grads["state0"].abs().max()) == 0.0
-        assert_same(odd.grads["coef1"], torch.tensor(20.0 * 3 * 5))
+        assert_near(odd.grads["coef1"], torch.tensor(20.0 * 3 * 5), F32)
 
 
 def test_a_wrong_hand_written_backward_is_detected() -> None:
@@ -866,7 +868,7 @@ def test_a_hand_written_backward_of_another_number_of_values() -> None:
 # ---------------------------------------------------------------------------------------------------------- recurrent
 
 
-def grid(*shape: int, step: float = 1 / 64, low: int = -16, high: int = 40, seed: int = 0) -> Tensor:
+def grid(*shape: int, step: float = 1 / 64, low: int = -16, high: int = 72, seed: int = 0) -> Tensor:
     """Multiples of a power of two: their sums are exact in any order, so engines may not differ by a bit."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(low, high, shape, generator=generator).float() * step
@@ -890,10 +892,9 @@ def test_recurrent_is_the_reference(batch: int, n: int) -> None:
     got = scanned(SIMPLE, ATan(2.0), operands, "cpu")
     assert_fires(want.y)
     assert torch.equal(want.final[-1], want.y[-1])
-    # the sums of the membrane are exact only while the halvings by the decay leave bits: spikes are, states nearly
     assert_same(got.y, want.y, "spikes")
     for k, (a, b) in enumerate(zip(got.final, want.final, strict=True)):
-        assert_near(a, b, 1e-6, f"state {k}")
+        assert_same(a, b, f"state {k}")
     assert set(want.grads) == {"x", "state0", "coef0", "coef1", "matrix", "previous"}
     for key, grad in want.grads.items():
         assert float(grad.abs().max()) > 0, key

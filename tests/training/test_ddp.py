@@ -19,7 +19,10 @@ from spiketide.training.run import train
 def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
     changed = tiny.content()
     # Without noise: the processes draw numbers of their own, which is right and would differ.
-    changed["model"]["init_args"]["encoder"] = {"class_path": "spiketide.encoders.Direct", "init_args": {"steps": 6}}
+    changed["model"]["init_args"]["encoder"] = {
+        "class_path": "spiketide.encoders.Direct",
+        "init_args": {"steps": 6},
+    }
     del changed["model"]["init_args"]["network"][3]
     changed["trainer"]["max_epochs"] = 2
     data = changed["data"]["init_args"]
@@ -39,7 +42,9 @@ def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
     assert process.returncode == 0, err
     two = json.loads(out.splitlines()[-1])
     assert len(out.splitlines()) == 5  # one process speaks, and no more than it has to say
-    histories = [json.loads((tmp_path / run / "metrics.json").read_text())["history"] for run in ("one", "two")]
+    histories = [
+        json.loads((tmp_path / run / "metrics.json").read_text())["history"] for run in ("one", "two")
+    ]
     assert len(histories[0]) == len(histories[1]) == 2
     for first, second in zip(*histories, strict=True):
         for name in ("train/loss", "train/accuracy", "train/rate", "val/loss", "val/accuracy"):

@@ -55,24 +55,24 @@ def test_real_full_disk(tmp_path: Path) -> None:
         write(tmp_path / "file", "content")
 
 
-def test_full_disk_in_the_third_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_in_the_second_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, saves = RunFolder(tmp_path / "run"), 0
     save = AtomicCheckpointIO.save_checkpoint
 
-    def third(self: Any, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+    def second(self: Any, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         nonlocal saves
         saves += "last" in str(path)
-        if saves == 3:
+        if saves == 2:
             monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC, {"last.ckpt"}))
         save(self, checkpoint, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AtomicCheckpointIO, "save_checkpoint", third)
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", second)
         with pytest.raises(RunError, match=r"last\.ckpt: the disk is full.*--resume"):
             train(tiny.recipe(), folder)
     monkeypatch.undo()
-    assert torch.load(folder.last, weights_only=True)["epoch"] == 1  # what was there is whole
-    assert train(tiny.recipe(), folder, resume=True)["epochs"] == 4
+    assert torch.load(folder.last, weights_only=True)["epoch"] == 0  # what was there is whole
+    assert train(tiny.recipe(), folder, resume=True)["epochs"] == 3
 
 
 def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +136,8 @@ def test_versions_and_latest(tmp_path: Path) -> None:
 def test_checkpoints_go_through_the_atomic_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     real = folder_module.write
-    monkeypatch.setattr(folder_module, "write", lambda path, content: (written.append(path.name), real(path, content)))
+    monkeypatch.setattr(
+        folder_module, "write", lambda path, content: (written.append(path.name), real(path, content))
+    )
     train(tiny.recipe(max_epochs=1), RunFolder(tmp_path / "run"))
     assert written.index("best.ckpt") < written.index("last.ckpt")  # a kill between them repeats the epoch

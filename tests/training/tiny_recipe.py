@@ -12,6 +12,7 @@ from spiketide.training.recipe import Recipe
 
 CONTENT: dict[str, Any] = {
     "seed": 3,
+    "threads": 1,
     "data": {
         "class_path": "spiketide.data.Digits",
         "init_args": {"batch_size": 32, "limit": 96, "seed": 5, "validation_fraction": 0.05},
@@ -19,22 +20,25 @@ CONTENT: dict[str, Any] = {
     "model": {
         "class_path": "spiketide.training.Classification",
         "init_args": {
-            "encoder": {"class_path": "spiketide.encoders.Poisson", "init_args": {"steps": 6, "max_rate": 500.0}},
+            "encoder": {
+                "class_path": "spiketide.encoders.Poisson",
+                "init_args": {"steps": 6, "max_rate": 500.0},
+            },
             "network": [
                 {"class_path": "torch.nn.Flatten"},
                 {"class_path": "spiketide.synapses.Dense", "init_args": {"n_in": 64, "n_out": 20}},
                 {"class_path": "spiketide.neurons.LIF", "init_args": {"n": 20, "tau_mem": 5.0}},
                 {"class_path": "spiketide.norms.Dropout", "init_args": {"p": 0.2}},
                 {"class_path": "spiketide.synapses.Dense", "init_args": {"n_in": 20, "n_out": 10}},
-                {"class_path": "spiketide.neurons.LeakyIntegrator", "init_args": {"n": 10, "tau_mem": 5.0}},
+                {"class_path": "spiketide.neurons.LeakyIntegrator", "init_args": {"n": 10, "tau_mem": 5.0, "scale_input": False}},
             ],
             "readout": {"class_path": "spiketide.readouts.MaxMembrane"},
-            "lr": 0.01,
+            "lr": 0.03,
             "schedule": "onecycle",
             "clip": "norm",
         },
     },
-    "trainer": {"accelerator": "cpu", "max_epochs": 4, "enable_progress_bar": False},
+    "trainer": {"accelerator": "cpu", "max_epochs": 3, "enable_progress_bar": False},
 }
 
 
