@@ -50,7 +50,7 @@ class _Pool:
         with self.lock:
             size = buffer.nbytes
             self.used_bytes -= size
-            if self.idle_bytes + self.used_bytes + size <= self.peak_bytes:
+            if self.idle_bytes + size <= self.peak_bytes:
                 self.idle.setdefault(size, []).append(buffer)
                 self.idle_bytes += size
 

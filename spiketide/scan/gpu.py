@@ -11,7 +11,7 @@ spikes are the reference's, bit for bit.
 
 Storage: inputs, outputs and their gradients may be bfloat16 or float16; they are converted in registers, no float32 copy is
 made. State, coefficients and the saved values stay float32: the backward rebuilds the membrane before the threshold from what
-was saved, and rounded to 8 bits it would fall on the other side of the threshold from the spike that was sent on.
+was saved, and rounded to 8 bits it could fall on the other side of the threshold from the spike that was sent on.
 
 Sequences of different ``lengths``: a block stops at the end of its longest sample; past a sample's end its state is kept, its
 output and gradient are zero.
@@ -86,7 +86,7 @@ def _text(args: Sequence[str], before: list[str], loop: str, body: list[str], af
     lib = "spiketide.scan.gpu_math" if interpreted() else "triton.language.extra.libdevice"
     package, _, name = lib.rpartition(".")
     head = ["import triton", "import triton.language as tl", f"from {package} import {name} as lib", "", ""]
-    # start, stop and size change from call to call and must not make a new kernel each time they are 1
+    # Triton would compile again where the number of steps happens to be 1 or a multiple of 16
     head += ['@triton.jit(do_not_specialize=["start", "stop"])']
     head += [
         f"def kernel({', '.join(args)}, start, stop, size, n, BLOCK: tl.constexpr, STAGES: tl.constexpr):"
@@ -158,9 +158,8 @@ def forward_source(
         body.append(_load("x", "row", kind))
         body += ["x = x + d"] if fed else []
     body += lines
-    alive = "t < length"
     keep = (lambda new, old: f"tl.where(alive, {new}, {old})") if masked else (lambda new, old: new)
-    body += [f"alive = {alive}"] if masked else []
+    body += ["alive = t < length"] if masked else []
     body.append(f"tl.store(y_ + row + o, {keep(names[p.y], zero)}, mask=inside)")
     body += [f"tl.store(z{q}_ + row + o, {names[i]}, mask=inside)" for q, i in enumerate(written)]
     body += [f"r = {keep(names[p.y], 'r')}"] if fed else []
@@ -279,6 +278,7 @@ def tiling(size: int, device: torch.device) -> Tiling:
 
     One warp a program, because neurons never wait for each other. Few neurons: two a thread, so that every multiprocessor has
     some, and many rows in flight, as nothing else hides the memory's latency. Many: four a thread (16-byte accesses in float32).
+    Reasoned, not yet measured on a device; ``benchmarks/gpu.py --tune`` measures.
     """
     if size >= 128 * 4 * _multiprocessors(device):
         return Tiling(128, 1, 6)

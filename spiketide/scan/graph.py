@@ -402,6 +402,10 @@ def _mask(nodes: Iterable[int]) -> int:
     return mask
 
 
+_MOST_TRIED = 10_000
+"""Sets of values to save that a plan looks at: half a second."""
+
+
 class Plan(NamedTuple):
     """What one backward needs: which nodes are saved, which earlier states are rebuilt, and what comes out."""
 
@@ -512,25 +516,39 @@ class Program:
         candidates += [i for i in self.state if i in self.next and i in useful]
         base, wanted = set(self.coefs), _mask(reads)
         best: tuple[tuple[int, int, int], tuple[int, ...], tuple[int, ...]] | None = None
+
+        def try_saving(saved: tuple[int, ...]) -> None:
+            nonlocal best
+            rebuilt = graph.computable(_mask((*base, *saved)))
+            prior = [k for k, n in enumerate(self.next) if rebuilt >> n & 1]
+            known = graph.computable(rebuilt | _mask(self.state[k] for k in prior))
+            if wanted & ~known:
+                return
+            # only those earlier states that are really read, with what it costs to rebuild them
+            work = graph.order(reads, {*saved, *base, *self.state})
+            used = {a for i in (*work, *reads) for a in (*graph.nodes[i].args, i)} & set(self.state)
+            prior = [k for k in prior if self.state[k] in used and self.state[k] not in saved]
+            rework = graph.order([self.next[k] for k in prior], {*saved, *base})
+            written = sum(1 for s in saved if s != self.x)
+            cost = (len(saved), written, len(work) + len(rework))
+            if best is None or cost < best[0]:
+                best = (cost, saved, tuple(prior))
+
+        # The states after the step, with the input, always do; anything smaller has to be searched for, and the search is
+        # bounded: a step of a hundred operations with four states would take minutes to search through.
+        natural = sorted({*self.next} & {*self._varying(), *self.state})
+        try_saving(tuple(natural))
+        try_saving(tuple(sorted({self.x, *natural})))
+        tried = 0
         for size in range(len(self.state) + 3):
-            for saved in itertools.combinations(candidates, size):
-                rebuilt = graph.computable(_mask((*base, *saved)))
-                prior = [k for k, n in enumerate(self.next) if rebuilt >> n & 1]
-                known = graph.computable(rebuilt | _mask(self.state[k] for k in prior))
-                if wanted & ~known:
-                    continue
-                # only those earlier states that are really read, with what it costs to rebuild them
-                work = graph.order(reads, {*saved, *base, *self.state})
-                used = {a for i in (*work, *reads) for a in (*graph.nodes[i].args, i)} & set(self.state)
-                prior = [k for k in prior if self.state[k] in used and self.state[k] not in saved]
-                rework = graph.order([self.next[k] for k in prior], {*saved, *base})
-                written = sum(1 for s in saved if s != self.x)
-                cost = (size, written, len(work) + len(rework))
-                if best is None or cost < best[0]:
-                    best = (cost, saved, tuple(prior))
-            if best is not None:
+            if tried > _MOST_TRIED or (best is not None and best[0][0] < size):
                 break
-        if best is None:  # pragma: no cover - saving x and every next state always suffices
+            for saved in itertools.combinations(candidates, size):
+                try_saving(saved)
+                tried += 1
+                if tried > _MOST_TRIED:
+                    break
+        if best is None:  # pragma: no cover - see above
             raise EngineError("no set of values to save was found for this step.")
         return Plan(best[1], best[2], grad_x, self.grad_state, grad_coefs)
 

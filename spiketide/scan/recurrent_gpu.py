@@ -59,7 +59,7 @@ def forward(
         return y, final, fed, stores
     launch = Launch(x, batch, (n,), step=True)
     kernel = forward_kernel(key, saved, scalar_flags(coefs), lengths is not None, dtype, fed=True)
-    with launch.on_device(), torch.autocast(x.device.type, enabled=False):
+    with launch.on_device():
         product, wt = torch.empty_like(fed), weight.detach().to(dtype).t()
         tensors = [x, product, fed, *flat_lengths(lengths, steps), *final, *flat_coefs(coefs, (n,), dtype)]
         tensors += [y, *final, *stores]
@@ -105,7 +105,7 @@ def backward(
     launch = Launch(gy, batch, (n,), step=True)
     kernel = backward_kernel(key, plan, scalar_flags(coefs), lengths is not None, dtype, fed=True)
     ends = flat_lengths(lengths, steps)
-    with launch.on_device(), torch.autocast(gy.device.type, enabled=False):
+    with launch.on_device():
         w = weight.detach().to(dtype)
         before = [state[k].detach().to(dtype).contiguous() for k in plan.prior]
         # past a sample's last step nothing is fed back: its last outputs have the gradient given from outside

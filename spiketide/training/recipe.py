@@ -20,7 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from .. import recipes
-from ..errors import RecipeError, unknown
+from ..errors import RecipeError, SpiketideError, unknown
 from .classification import Classification
 
 OURS = {
@@ -136,16 +136,38 @@ class Recipe:
     def build(self) -> Built:
         """Seed everything and construct the objects: the same seed gives the same initial weights."""
         L.seed_everything(self._parsed.seed, workers=True, verbose=False)
-        objects = self._parser.instantiate(self._parsed)
         return Built(
-            model=objects.model,
-            data=objects.data,
-            trainer=vars(objects.trainer),
-            best=objects.best,
-            claim=objects.claim,
-            seed=objects.seed,
-            threads=objects.threads,
+            model=_construct(self._parsed.model, "model"),
+            data=_construct(self._parsed.data, "data"),
+            trainer={
+                key: _construct(value, f"trainer.{key}") for key, value in vars(self._parsed.trainer).items()
+            },
+            best=Best(**vars(self._parsed.best)),
+            claim=self.claim,
+            seed=self._parsed.seed,
+            threads=self._parsed.threads,
         )
+
+
+def _construct(node: Any, where: str) -> Any:
+    """Build the classes of a checked recipe from the inside out.
+
+    jsonargparse can do it too, but takes a constructor's own error (tau_mem below zero) for a type that does not fit.
+    """
+    if isinstance(node, list):
+        return [_construct(item, f"{where}.{index}") for index, item in enumerate(node)]
+    if not isinstance(node, Namespace) or "class_path" not in node:
+        return node
+    arguments = {
+        key: _construct(value, f"{where}.{key}")
+        for key, value in vars(node.get("init_args", Namespace())).items()
+    }
+    try:
+        return _imported(node.class_path, where)(**arguments)
+    except SpiketideError as error:
+        raise type(error)(f"{where}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{where}: {node.class_path} refused its arguments: {error}") from error
 
 
 def _parser() -> ArgumentParser:
@@ -159,7 +181,7 @@ def _parser() -> ArgumentParser:
     parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
     parser.add_subclass_arguments(Classification, "model", required=True)
     parser.add_class_arguments(L.Trainer, "trainer", skip=OURS, instantiate=False)
-    parser.add_class_arguments(Best, "best")
+    parser.add_class_arguments(Best, "best", instantiate=False)
     return parser
 
 
@@ -221,6 +243,16 @@ def arguments(class_path: str, where: str = "recipe") -> frozenset[str]:
     Raises:
         RecipeError: there is no such class.
     """
+    parser = ArgumentParser(exit_on_error=False)
+    target = _imported(class_path, where)
+    if isinstance(target, type):
+        added = parser.add_class_arguments(target, "it")
+    else:
+        added = parser.add_function_arguments(target, "it")
+    return frozenset(key.split(".", 1)[1] for key in added)
+
+
+def _imported(class_path: str, where: str) -> Any:
     module_name, _, name = str(class_path).rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -231,13 +263,7 @@ def arguments(class_path: str, where: str = "recipe") -> frozenset[str]:
     if not hasattr(module, name):
         names = [key for key in dir(module) if key[:1].isupper()]
         raise RecipeError(f"in {where}: " + unknown(f"class of {module_name}:", name, names))
-    parser = ArgumentParser(exit_on_error=False)
-    target = getattr(module, name)
-    if isinstance(target, type):
-        added = parser.add_class_arguments(target, "it")
-    else:
-        added = parser.add_function_arguments(target, "it")
-    return frozenset(key.split(".", 1)[1] for key in added)
+    return getattr(module, name)
 
 
 @cache

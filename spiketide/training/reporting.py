@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..compose import Bidirectional
 from ..diagnose import Diagnosis, diagnose
 from ..errors import RunError
 from ..layer import Layer
@@ -234,12 +235,12 @@ def _traces(model: Classification, batch: Batch, columns: list[int]) -> list[Sam
 def record_membranes(network: Layer, x: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Membrane and threshold of every spiking neuron after every step, by streaming one step at a time.
 
-    Empty for a network that cannot stream.
+    In evaluation mode, in which norms and dropout stream too. Empty for a network that looks into the future.
 
     Shapes:
         ``x (T, B, *N_in)`` -> name: ``(T, B, *N)`` twice; the threshold is ``None`` where a model has none.
     """
-    if any("streaming" in module.exempt for module in network.modules() if isinstance(module, Layer)):
+    if any(isinstance(module, Bidirectional) for module in network.modules()):
         return {}
     kept: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
 

@@ -37,8 +37,8 @@ def alif_step(x: Any, v: Any, a: Any, s: Any, decay_mem: Any, decay_adapt: Any, 
 
 
 def swap_step(x: Any, a: Any, b: Any, decay: Any) -> Any:
-    """Each new state is made of the other's old value."""
-    return spike(a + x - 0.5), b, decay * a + x
+    """A new state is another state's old value."""
+    return spike(b + x - 0.5), decay * b + x, a
 
 
 def odd_step(x: Any, v: Any, gain: Any) -> Any:

@@ -12,35 +12,20 @@ from typing import Any
 
 import pytest
 import torch
+from gpu_interpreted import CASES
 
-from spiketide import spike
 from spiketide.errors import EngineError
-from spiketide.scan import Dynamics, recurrent_scan, scan
+from spiketide.scan import recurrent_scan, scan
 from spiketide.scan.autograd import choose_engine
 from spiketide.scan.dynamics import program, register
-from spiketide.surrogate import ATan, MultiGaussian
+from spiketide.surrogate import ATan
 
 triton = pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
 
 
-def lif_step(x: Any, v: Any, decay: Any, threshold: Any) -> Any:
-    v = decay * v + x
-    s = spike(v - threshold)
-    return s, v - threshold * s
-
-
-def alif_step(x: Any, v: Any, a: Any, s: Any, decay_mem: Any, decay_adapt: Any, weight: Any) -> Any:
-    a = decay_adapt * a + (1 - decay_adapt) * s
-    threshold = 0.1 + weight * a
-    v = decay_mem * v + (1 - decay_mem) * x - threshold * s
-    s = spike(v - threshold)
-    return s, v, a, s
-
-
-LIF = Dynamics(("v",), ("decay", "threshold"), lif_step)
-ALIF = Dynamics(("v", "a", "s"), ("decay_mem", "decay_adapt", "weight"), alif_step)
+LIF = CASES["lif"].dynamics
 
 
 def in_a_process(*args: str, interpret: bool) -> subprocess.CompletedProcess[str]:
@@ -84,13 +69,13 @@ def test_cuda_tensors_take_the_gpu_engine() -> None:
 
 
 def kernels(
-    dynamics: Dynamics, masked: bool, fed: bool = False, dtype: torch.dtype = torch.float32
+    name: str, masked: bool, fed: bool = False, dtype: torch.dtype = torch.float32
 ) -> tuple[Any, Any]:
-    """Forward and backward of one layer, first coefficient a scalar, all gradients wanted."""
+    """Forward and backward of a case, first coefficient a scalar, all gradients wanted."""
     from spiketide.scan import gpu
 
-    key = register(dynamics, MultiGaussian() if dynamics is ALIF else ATan(2.0))
-    count = len(dynamics.coefs)
+    key = register(CASES[name].dynamics, CASES[name].surrogate)
+    count = len(CASES[name].dynamics.coefs)
     plan = gpu.plan_for(key, True, (True,) * count)
     scalars = (True, *(False,) * (count - 1))
     return (
@@ -161,7 +146,7 @@ def check(code: Any) -> str:
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_lif_compiles_without_contraction_or_spills(capability: int, tmp_path: Path) -> None:
-    forward, backward = (compiled(k, capability) for k in kernels(LIF, masked=False))
+    forward, backward = (compiled(k, capability) for k in kernels("lif", masked=False))
     for code in (forward, backward):
         assert "fma.rn" not in check(code)
         usage = tool("cuobjdump", code, tmp_path, "-res-usage")
@@ -175,12 +160,12 @@ def test_lif_compiles_without_contraction_or_spills(capability: int, tmp_path: P
 
 
 def test_the_look_at_contraction_can_fail(tmp_path: Path) -> None:
-    forward, _ = kernels(LIF, masked=False)
+    forward, _ = kernels("lif", masked=False)
     assert "FFMA" in tool("nvdisasm", compiled(forward, 80, fusion=True), tmp_path, "-c")
 
 
 def test_alif_with_lengths_compiles_in_bfloat16(tmp_path: Path) -> None:
-    forward, backward = (compiled(k, 90, storage="bf16") for k in kernels(ALIF, masked=True))
+    forward, backward = (compiled(k, 90, storage="bf16") for k in kernels("alif", masked=True))
     assert "fma.rn" not in check(forward) and "cvt.rn.bf16" in check(backward), "stores round to nearest"
     # the surrogate's three exponentials are the accurate ones, made of fused operations on purpose
     assert "ex2.approx" in backward.asm["ptx"] and "fma.rn" in backward.asm["ptx"]
@@ -189,17 +174,24 @@ def test_alif_with_lengths_compiles_in_bfloat16(tmp_path: Path) -> None:
 
 
 def test_other_forms_compile() -> None:
-    for kernel in kernels(LIF, masked=True, fed=True):
+    for kernel in kernels("lif", masked=True, fed=True):
         assert compiled(kernel, 90).asm["ptx"]
-    forward, _ = kernels(LIF, masked=False)
+    forward, _ = kernels("lif", masked=False)
     assert compiled(forward, 80, one=True).asm["ptx"], "a single neuron makes sizes constants"
-    forward, _ = kernels(LIF, masked=False, dtype=torch.float64)
-    ptx = compiled(forward, 80, storage="fp64", arithmetic="fp64").asm["ptx"]
-    assert "mul.rn.f64" in ptx or "mul.f64" in ptx
+
+
+def test_every_operation_compiles() -> None:
+    """The interpreter has stand-ins for the math library, so its names are tested here, in both precisions."""
+    forward, backward = kernels("odd", masked=False)
+    check(compiled(forward, 90))
+    check(compiled(backward, 90))
+    forward, _ = kernels("odd", masked=False, dtype=torch.float64)
+    double = compiled(forward, 80, storage="fp64", arithmetic="fp64").asm
+    assert "div.rn.f64" in double["ptx"] and "sqrt.rn.f64" in double["ptx"] and "f32" not in double["ttir"]
 
 
 def test_one_kernel_serves_every_length() -> None:
-    for kernel in kernels(LIF, masked=True):
+    for kernel in kernels("lif", masked=True):
         loose = {p.name for p in kernel.params if p.do_not_specialize}
         assert loose == {"start", "stop"} and not {"start", "stop"} & {
             p.name for p in kernel.params if p.is_constexpr

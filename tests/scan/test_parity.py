@@ -77,7 +77,7 @@ def _cases() -> dict[str, Callable[[int], Neuron]]:
         cases[name] = lambda n: cls(n, **arguments)
 
     for reset in RESETS:
-        add(f"IF-{reset}", IF, reset=reset, threshold=9.0 if reset == "none" else 0.9, learn=("threshold",))
+        add(f"IF-{reset}", IF, reset=reset, threshold=4.0 if reset == "none" else 0.9, learn=("threshold",))
     for disc, scaled in itertools.product(("exp", "euler"), (False, True)):
         how = {"discretisation": disc, "scale_input": scaled, "dt": 1.0}
         tail = f"{disc}-{'scaled' if scaled else 'plain'}"
@@ -102,7 +102,7 @@ def _cases() -> dict[str, Callable[[int], Neuron]]:
 
 CASES = _cases()
 COMPILED = (
-    "IF-none",
+    "IF-soft",
     "LIF-soft-exp-plain",
     "LIF-hard_detached-exp-plain",
     "CubaLIF-soft-exp-scaled",

@@ -28,9 +28,10 @@ def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
     data = changed["data"]["init_args"]
     data["batch_size"] = 16
     path = tiny.write(tmp_path / "two.yaml", changed)
+    words = ["train", str(path), "--run", str(tmp_path / "two"), "--json"]
+    words += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "spiketide.cli", "train", str(path), "--run", str(tmp_path / "two"), "--json"]
-        + ["--trainer.devices", "2", "--trainer.strategy", "ddp"],
+        [sys.executable, "-m", "spiketide.cli", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -82,6 +82,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunFolder
     )
     yield RunFolder(place / "run"), process
     process.kill()
+    process.wait()
 
 
 @pytest.fixture(scope="module")

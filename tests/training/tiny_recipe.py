@@ -30,7 +30,10 @@ CONTENT: dict[str, Any] = {
                 {"class_path": "spiketide.neurons.LIF", "init_args": {"n": 20, "tau_mem": 5.0}},
                 {"class_path": "spiketide.norms.Dropout", "init_args": {"p": 0.2}},
                 {"class_path": "spiketide.synapses.Dense", "init_args": {"n_in": 20, "n_out": 10}},
-                {"class_path": "spiketide.neurons.LeakyIntegrator", "init_args": {"n": 10, "tau_mem": 5.0, "scale_input": False}},
+                {
+                    "class_path": "spiketide.neurons.LeakyIntegrator",
+                    "init_args": {"n": 10, "tau_mem": 5.0, "scale_input": False},
+                },
             ],
             "readout": {"class_path": "spiketide.readouts.MaxMembrane"},
             "lr": 0.03,

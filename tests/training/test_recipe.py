@@ -1,0 +1,157 @@
+"""Recipes: misspelt keys, overrides, what is written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_recipe as tiny
+import torch
+import yaml
+
+from spiketide import recipes
+from spiketide.data import Digits
+from spiketide.errors import ParameterError, RecipeError
+from spiketide.neurons import LIF
+from spiketide.readouts import LastMembrane
+from spiketide.training.recipe import Recipe
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tiny.write(tmp_path / "tiny.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--modle.lr", "1"], r"unknown section 'modle'; did you mean 'model'\?"),
+        (
+            ["--model.lrr", "1"],
+            r"argument of spiketide.training.Classification in model: 'lrr'; did you mean 'lr'\?",
+        ),
+        (
+            ["--model.network.2.tua_mem", "1"],
+            r"spiketide.neurons.LIF in model.network.2: 'tua_mem'; did you mean 'tau_mem'\?",
+        ),
+        (["--trainer.max_epoch", "1"], r"key in trainer: 'max_epoch'; did you mean 'max_epochs'\?"),
+        (["--best.patiense", "1"], r"key in best: 'patiense'; did you mean 'patience'\?"),
+        (
+            ["--data.class_path", "spiketide.data.Digit"],
+            r"class of spiketide.data: 'Digit'; did you mean 'Digits'\?",
+        ),
+        (["--data.class_path", "spiketid.data.Digits"], r"cannot import 'spiketid.data'"),
+        (["--model.readout.class_pth", "x"], r"argument of spiketide.readouts.MaxMembrane .*'class_pth'"),
+        (["--model.lr"], r"--model.lr needs a value"),
+        (["model.lr", "1"], r"unexpected word 'model.lr'"),
+        (["--model.network.17.n", "1"], r"model.network has 6 items, counted from 0"),
+        (["--model.lr.x", "1"], r"model.lr is 0.03 and has no part 'x'"),
+        (["--trainer.logger", "false"], r"unknown key in trainer: 'logger'"),
+    ],
+)
+def test_what_is_misspelt_is_refused_with_the_nearest(words: list[str], message: str, path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.load(path, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.lr", "fast"], "float"),
+        (["--trainer.max_epochs", "2.5"], "int"),
+        (["--model.network.1.n_in", "[1]"], "int"),
+        (["--best.mode", "largest"], "max"),
+        (["--threads", "0"], "threads"),
+        (["--model.readout", "spiketide.losses.CrossEntropy"], "readout"),
+    ],
+)
+def test_wrong_types(words: list[str], message: str, path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.load(path, words)
+
+
+def test_a_value_out_of_range_is_the_constructors_own_error(path: Path) -> None:
+    with pytest.raises(
+        ParameterError, match=r"^model\.network\.2: tau_mem expected finite values > 0, got -1"
+    ):
+        Recipe.load(path, ["--model.network.2.tau_mem", "-1"]).build()
+
+
+def test_a_class_that_refuses_its_arguments(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any, **_: Any) -> None:
+        raise ValueError("no disk")
+
+    recipe = Recipe.load(path)
+    monkeypatch.setattr(Digits, "__init__", refuse)
+    with pytest.raises(RecipeError, match=r"^data: spiketide\.data\.Digits refused its arguments: .*no disk"):
+        recipe.build()
+
+
+def test_overrides_reach_every_constructor(path: Path) -> None:
+    words = ["--model.network.2.tau_mem", "7.5", "--model.network.2.init_args.threshold=0.25", "--seed", "9"]
+    words += ["--model.readout", "spiketide.readouts.LastMembrane", "--model.lr", "1e-3", "--data.limit=64"]
+    words += ["--model.loss", "spiketide.losses.CrossEntropy", "--model.loss.label_smoothing", "0.25"]
+    built = Recipe.load(path, words).build()
+    neuron: Any = built.model.network[2]
+    assert isinstance(neuron, LIF)
+    assert float(neuron.tau_mem()) == 7.5 and float(neuron.threshold()) == 0.25
+    assert isinstance(built.model.readout, LastMembrane)
+    assert built.model.lr == 1e-3 and built.seed == 9 and built.data.limit == 64
+    assert built.model.loss.label_smoothing == 0.25
+
+
+def test_the_resolved_recipe_is_complete_and_a_recipe(path: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(path, ["--model.lr", "0.5"])
+    written = recipe.settings
+    assert written["model"]["init_args"]["betas"] == [0.9, 0.999]  # defaults are written out
+    assert written["model"]["init_args"]["network"][2]["init_args"]["reset"] == "soft"
+    assert written["trainer"]["accumulate_grad_batches"] == 1
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe.yaml)
+    assert Recipe.load(again).yaml == recipe.yaml
+
+
+def test_the_seed_decides_the_weights_and_the_data(tmp_path: Path) -> None:
+    changed = tiny.content()
+    del changed["data"]["init_args"]["seed"]
+    path = tiny.write(tmp_path / "free.yaml", changed)
+    one, same, other = (Recipe.load(path, ["--seed", seed]).build() for seed in ("1", "1", "2"))
+    weights = [built.model.network[1].weight for built in (one, same, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert [built.data.seed for built in (one, same, other)] == [1, 1, 2]
+    assert Recipe(tiny.content(), name="tiny").build().data.seed == 5  # what a recipe says stays
+
+
+def test_reading(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'digits/latency_lif'"):
+        recipes.find("digits/latency_lfi")
+    with pytest.raises(RecipeError, match="no recipe file"):
+        recipes.find(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(RecipeError, match="cannot read"):
+        recipes.read(broken)
+    broken.write_text("- 1")
+    with pytest.raises(RecipeError, match="mapping of sections"):
+        recipes.read(broken)
+    broken.write_text(yaml.safe_dump({"seed": 1}))
+    with pytest.raises(RecipeError, match="no section 'data'"):
+        Recipe.load(broken)
+
+
+def test_claims(tmp_path: Path) -> None:
+    changed = tiny.content()
+    assert Recipe(tiny.content(), name="tiny").claim is None
+    changed["claim"] = {
+        "paper": "A 2020",
+        "where": "Table 1",
+        "metric": "test_accuracy",
+        "value": 0.9,
+        "tolerance": 0.01,
+    }
+    claim = Recipe(changed, name="tiny").claim
+    assert claim is not None and (claim.value, claim.tolerance) == (0.9, 0.01)
+    changed["claim"]["vlaue"] = 1
+    with pytest.raises(RecipeError, match="did you mean 'value'"):
+        Recipe(changed, name="tiny")
