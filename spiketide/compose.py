@@ -229,8 +229,9 @@ class Recurrent(Layer):
             else:
                 last = torch.where((part > 0).reshape(-1, *([1] * (last.dim() - 1))), y[0], last)
             outputs.append(y)
-        y = torch.cat(outputs) if outputs else x
-        return y, ((*begin, last), outer if outer is not None else self.synapse.initial_state(x))
+        if outer is None:  # no step was run: the synapse says what its beginning is
+            _, outer = self.synapse(x)
+        return torch.cat(outputs) if outputs else x, ((*begin, last), outer)
 
 
 def reverse(x: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -180,11 +180,7 @@ class Dropout(Layer):
         "dropout".
     """
 
-    exempt: ClassVar[dict[str, str]] = {
-        "streaming": _DRAWN,
-        "causality": _DRAWN,
-        "batch_independence": _DRAWN,
-    }
+    exempt: ClassVar[dict[str, str]] = {"batch_independence": _DRAWN}
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -196,7 +192,7 @@ class Dropout(Layer):
         """A freshly drawn mask in training mode, ``()`` in eval mode."""
         if not self.training or self.p == 0.0:
             return ()
-        return (functional.dropout(torch.ones_like(x[0]), self.p, training=True),)
+        return (functional.dropout(x.new_ones(x.shape[1:]), self.p, training=True),)
 
     def forward(
         self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
@@ -206,7 +202,8 @@ class Dropout(Layer):
         if state is None:
             state = self.initial_state(x)
         else:
-            check_state(self, state, (x[0],) if self.training and self.p > 0.0 else ())
+            expected = (x.new_empty(x.shape[1:]),) if self.training and self.p > 0.0 else ()
+            check_state(self, state, expected)
         return silence_padding(x * state[0] if state else x, lengths), state
 
     def extra_repr(self) -> str:

@@ -18,7 +18,7 @@ from spiketide.data import Digits
 TINY: dict[str, Any] = {
     "about": "for the tests",
     "threads": 1,
-    "data": {"class_path": "spiketide.data.Digits", "init_args": {"batch_size": 64, "limit": 128}},
+    "data": {"class_path": "spiketide.data.Digits", "init_args": {"batch_size": 64, "limit": 320}},
     "model": {
         "class_path": "spiketide.training.Classification",
         "init_args": {
@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
                 {"class_path": "spiketide.synapses.Dense", "init_args": {"n_in": 64, "n_out": 32}},
                 {"class_path": "spiketide.neurons.LIF", "init_args": {"n": 32, "threshold": 0.3}},
                 {"class_path": "spiketide.synapses.Dense", "init_args": {"n_in": 32, "n_out": 10}},
-                {"class_path": "spiketide.neurons.LeakyIntegrator", "init_args": {"n": 10}},
+                {"class_path": "spiketide.neurons.LeakyIntegrator", "init_args": {"n": 10, "scale_input": False}},
             ],
             "readout": {"class_path": "spiketide.readouts.MeanMembrane"},
             "lr": 0.03,

@@ -46,7 +46,7 @@ class Costs(NamedTuple):
 
     product: float = 0.0135
     """A multiply-add of torch's matrix product: 150 GFLOP/s a core."""
-    event: float = 0.038
+    event: float = 0.048
     """Adding one number of a gathered row, read from the second-level cache."""
     start: float = 15.0
     """Beginning the sum of (up to) 64 columns of a row: a loop whose end the processor cannot predict."""

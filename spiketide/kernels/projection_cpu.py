@@ -29,11 +29,11 @@ from .threading import kernel, threads
 Array = np.ndarray[Any, Any]
 intrinsic: Any = extending.intrinsic  # what it makes is called with other arguments than it is written with
 
-WEIGHT_TILE_BYTES = 1 << 20
-"""Most bytes of a tile of the weights: half of the second-level cache of the machine it was tuned on."""
+TILE_BYTES = 1 << 20
+"""Most bytes of a tile of the weights or of their gradient: half of the second-level cache it was tuned on."""
 
 GRADIENT_TILE = 256
-"""Columns of a tile of the weight gradient."""
+"""Most columns of a tile of the weight gradient: more would leave fewer rows to a block."""
 
 GRADIENT_BLOCK_BYTES = 512 << 10
 """Bytes of a block of rows of ``gy``; the weight gradient, that it is added to, passes by."""
@@ -438,6 +438,12 @@ def _balanced(starts: Array, parts: int) -> Array:
     return np.searchsorted(work, np.linspace(0, work[-1], parts + 1)).astype(np.int64)
 
 
+def _tile(n_in: int, n_out: int, itemsize: int) -> int:
+    """Columns of a tile: all where ``n_in`` rows of them fit, otherwise a multiple of 64."""
+    fitting = TILE_BYTES // (n_in * itemsize)
+    return n_out if n_out <= fitting else min(n_out, max(WIDE, fitting // WIDE * WIDE))
+
+
 def _chunks(tiles: int) -> int:
     """Into how many chunks to cut the rows so that the units are the same number for every thread."""
     return 1 if tiles % threads() == 0 else threads()
@@ -470,9 +476,7 @@ def lists(x: Array, masks: Array, starts: Array, graded: bool) -> tuple[Array, A
 def project(w: Array, bias: Array, starts: Array, columns: Array, values: Array, y: Array) -> None:
     """``y = bias + x @ w``; ``w (n_in, n_out)`` contiguous, ``bias`` may be empty."""
     n_in, n_out = w.shape
-    tile = n_out
-    if w.nbytes > WEIGHT_TILE_BYTES:
-        tile = min(n_out, max(WIDE, WEIGHT_TILE_BYTES // (n_in * w.itemsize) // WIDE * WIDE))
+    tile = _tile(n_in, n_out, w.itemsize)
     bounds = _balanced(starts, _chunks(-(-n_out // tile)))
     project_tiles(w, bias, starts, columns, values, y, bounds, tile)
 
@@ -480,8 +484,8 @@ def project(w: Array, bias: Array, starts: Array, columns: Array, values: Array,
 def weight_gradient(gy: Array, starts: Array, columns: Array, values: Array, dw: Array) -> None:
     """``dw = x.T @ gy``; ``gy (rows, n_out)`` contiguous, ``dw (n_in, n_out)`` contiguous."""
     n_in, n_out = dw.shape
-    tile = min(n_out, GRADIENT_TILE)
-    block = min(GRADIENT_BLOCK_BYTES // (GRADIENT_TILE * gy.itemsize), 1 << 16)
+    tile = min(_tile(n_in, n_out, gy.itemsize), GRADIENT_TILE)
+    block = min(max(1, GRADIENT_BLOCK_BYTES // (tile * gy.itemsize)), 1 << 16)
     ends = np.empty((-(-gy.shape[0] // block), n_in + 1), np.int64)
     rows = np.empty(columns.shape[0], np.uint16)
     moved = np.empty_like(values)

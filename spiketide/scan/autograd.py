@@ -21,7 +21,8 @@ from ..errors import EngineError, ParameterError, ShapeError, unknown
 from ..shapes import check_lengths
 from ..surrogate import Surrogate
 from . import reference
-from .dynamics import Dynamics, entry, program, register
+from .dynamics import Dynamics, entry, plan_for, program, register
+from .graph import Plan
 
 ENGINES = ("reference", "cpu", "gpu")
 
@@ -49,18 +50,13 @@ def _recurrent_module(engine: str) -> Any:
     return recurrent_gpu
 
 
-def _plan(key: str, needs: Sequence[bool]) -> Any:
-    return _plan_cached(key, tuple(needs))
-
-
-@functools.cache
-def _plan_cached(key: str, needs: tuple[bool, ...]) -> Any:
-    return program(key).plan(needs[0], needs[1:])
+def _plan(key: str, needs: Sequence[bool]) -> Plan:
+    return plan_for(key, needs[0], tuple(needs[1:]))
 
 
 def _keeps_input(key: str, needs: tuple[bool, ...]) -> bool:
     """Whether the backward reads the scan's input; a constant for the compiler, which need not trace the planning."""
-    return program(key).x in _plan_cached(key, needs).saved
+    return program(key).x in _plan(key, needs).saved
 
 
 # what torch.compiler.assume_constant_result does, without its two seconds of importing the compiler
@@ -350,9 +346,10 @@ def _recurrent_backward_op(
     if need_weight:
         n = weight.shape[0]
         # past a sample's end gx is zero, so the outputs there do not matter
-        gweight = gx[1:].reshape(-1, n).t() @ y[:-1].reshape(-1, n).to(gx.dtype)
-        if gx.shape[0]:
-            gweight += gx[0].t() @ previous
+        with torch.autocast(gx.device.type, enabled=False):
+            gweight = gx[1:].reshape(-1, n).t() @ y[:-1].reshape(-1, n).to(gx.dtype)
+            if gx.shape[0]:
+                gweight += gx[0].t() @ previous
     return [gx.to(gy.dtype), *gstate, gfirst, gweight, *_reduce(key, (True, *needs), coefs, sums)]
 
 
@@ -455,6 +452,18 @@ def _warn_untraceable(key: str) -> None:
     )
 
 
+@functools.cache
+def _warn_no_engine(device: str) -> None:
+    what = (
+        "Triton is not installed: pip install spiketide[gpu]"
+        if device == "cuda"
+        else "it has no fused engine"
+    )
+    warnings.warn(
+        f"scans on {device} run on the reference engine, a slow loop: {what}", UserWarning, stacklevel=4
+    )
+
+
 def choose_engine(key: str, device: torch.device, engine: str | None) -> str:
     """The engine that will run, or an error that says why the wanted one cannot.
 
@@ -467,7 +476,10 @@ def choose_engine(key: str, device: torch.device, engine: str | None) -> str:
             return "reference"
         if device.type == "cpu":
             return "cpu"
-        return "gpu" if device.type == "cuda" and _available("triton") else "reference"
+        if device.type == "cuda" and _available("triton"):
+            return "gpu"
+        _warn_no_engine(device.type)
+        return "reference"
     if engine not in ENGINES:
         raise EngineError(unknown("engine", engine, ENGINES))
     if engine != "reference":

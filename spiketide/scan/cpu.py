@@ -24,7 +24,7 @@ from torch import Tensor
 from ..kernels.memory import empty_like
 from ..kernels.threading import Kernel, threads
 from . import cpu_math
-from .dynamics import program
+from .dynamics import plan_for, program
 from .graph import Plan, Program
 from .printer import Dialect, emit
 from .source import load_source
@@ -219,12 +219,6 @@ def _backward_source(p: Program, plan: Plan, masked: bool, dtype: torch.dtype) -
 
 
 @functools.cache
-def plan_for(key: str, need_x: bool, need_coefs: tuple[bool, ...]) -> Plan:
-    """The saved set and outputs for the gradients wanted."""
-    return program(key).plan(need_x, need_coefs)
-
-
-@functools.cache
 def _forward(key: str, saved: tuple[int, ...], masked: bool, dtype: torch.dtype) -> Any:
     return compile_printed(_forward_source(program(key), saved, masked, dtype), "forward")
 
@@ -259,12 +253,6 @@ def flat_coefs(
 def flat_lengths(lengths: Tensor, size: int) -> np.ndarray:
     """Lengths as one int32 per neuron."""
     return lengths.to(torch.int32).repeat_interleave(size // max(1, lengths.shape[0])).contiguous().numpy()
-
-
-def saved_count(key: str, need_x: bool, need_coefs: tuple[bool, ...]) -> int:
-    """How many ``(T, B, *N)`` tensors the forward writes for the backward (the input itself is kept by reference)."""
-    p = program(key)
-    return sum(1 for i in plan_for(key, need_x, need_coefs).saved if i != p.x)
 
 
 def forward(

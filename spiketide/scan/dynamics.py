@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..errors import EngineError, ParameterError
 from ..surrogate import Surrogate
-from .graph import Program
+from .graph import Plan, Program
 
 
 class Dynamics(NamedTuple):
@@ -109,3 +110,9 @@ def program(key: str) -> Program:
     if found.program is None:
         raise EngineError(f'the fused engines cannot run this step: {found.why} (engine="reference" can)')
     return found.program
+
+
+@functools.cache
+def plan_for(key: str, need_x: bool, need_coefs: tuple[bool, ...]) -> Plan:
+    """The saved set and outputs for the gradients wanted."""
+    return program(key).plan(need_x, need_coefs)

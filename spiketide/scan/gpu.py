@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .dynamics import program
+from .dynamics import plan_for, program
 from .graph import Plan, Program
 from .printer import Dialect, emit
 from .source import load_source
@@ -283,12 +283,6 @@ def tiling(size: int, device: torch.device) -> Tiling:
     if size >= 128 * 4 * _multiprocessors(device):
         return Tiling(128, 1, 6)
     return Tiling(64, 1, 16)
-
-
-@functools.cache
-def plan_for(key: str, need_x: bool, need_coefs: tuple[bool, ...]) -> Plan:
-    """The saved set and outputs for the gradients wanted."""
-    return program(key).plan(need_x, need_coefs)
 
 
 @functools.cache

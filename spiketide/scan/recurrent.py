@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..kernels.memory import empty_like
 from ..kernels.threading import Kernel
-from .cpu import HEADER, Backward, Forward, compile_printed, flat_coefs, indent, launch, plan_for, rows
-from .dynamics import program
+from .cpu import HEADER, Backward, Forward, compile_printed, flat_coefs, indent, launch, rows
+from .dynamics import plan_for, program
 from .graph import Plan, Program
 
 _PER_STEP = 8  # a recurrent neuron-step costs about this many plain ones, by its share of the product
@@ -182,11 +182,6 @@ def _forward(key: str, saved: tuple[int, ...], dtype: torch.dtype) -> Kernel:
 @functools.cache
 def _backward(key: str, plan: Plan, dtype: torch.dtype) -> Kernel:
     return compile_printed(_backward_source(program(key), plan, dtype), "recurrent_backward")
-
-
-def saved_count(key: str, need_coefs: tuple[bool, ...]) -> int:
-    """How many ``(T, B, N)`` tensors the forward writes for the backward (here the input counts: it is a sum of two)."""
-    return len(plan_for(key, True, need_coefs).saved)
 
 
 def _steps(lengths: Tensor | None, steps: int, batch: int) -> Any:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .dynamics import program
+from .dynamics import plan_for, program
 from .gpu import (
     Launch,
     backward_kernel,
@@ -25,7 +25,6 @@ from .gpu import (
     flat_coefs,
     flat_lengths,
     forward_kernel,
-    plan_for,
     scalar_flags,
 )
 

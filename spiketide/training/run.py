@@ -221,6 +221,53 @@ def evaluate(folder: RunFolder) -> tuple[Recipe, Built, Collector, dict[str, flo
     return recipe, built, collector, {"epoch": checkpoint["epoch"], **metrics}
 
 
+class _Losses(L.Callback):
+    """The loss of every training step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+
+def first_losses(recipe: Recipe, steps: int = 20) -> list[float]:
+    """The losses of the first training steps of a recipe: its fingerprint. Nothing is written.
+
+    Args:
+        recipe: trained on the CPU as it says.
+        steps: how many.
+    """
+    built = recipe.build()
+    kept = _Losses()
+    with surroundings(built.threads):
+        settings = {**_settings(built), "accelerator": "cpu", "devices": 1, "deterministic": True}
+        trainer = L.Trainer(
+            **{**settings, "enable_progress_bar": False, "limit_val_batches": 0},
+            callbacks=[Reseed(built.seed), _Stop(steps), kept],
+            logger=False,
+            enable_checkpointing=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+        )
+        trainer.fit(built.model, datamodule=built.data)
+    return kept.losses
+
+
+class _Stop(L.Callback):
+    """Stop after some steps; ``max_steps`` would change the length of the learning-rate schedule."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        trainer.should_stop = trainer.global_step >= self.steps
+
+
 def load(folder: RunFolder) -> Recipe:
     """The recipe of a run."""
     recipe = Recipe.load(folder.path / "recipe.yaml")

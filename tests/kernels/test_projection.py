@@ -71,8 +71,7 @@ def test_both_ways_equal_the_float64_product(rows, n_in, n_out, density, graded,
 
 
 def test_tiles_of_a_wide_weight(monkeypatch):
-    monkeypatch.setattr(projection_cpu, "WEIGHT_TILE_BYTES", 64 * 4 * 50)
-    monkeypatch.setattr(projection_cpu, "GRADIENT_TILE", 64)
+    monkeypatch.setattr(projection_cpu, "TILE_BYTES", 64 * 4 * 50)
     monkeypatch.setattr(projection_cpu, "GRADIENT_BLOCK_BYTES", 64 * 4 * 32)
     x, (weight, bias) = sparse(200, 50, 0.1, graded=True), parameters(50, 203)
     cotangent = torch.randn(200, 203, generator=torch.Generator().manual_seed(2))

@@ -14,7 +14,7 @@ from spiketide.kernels import threading
 from spiketide.kernels.threading import Kernel, kernel
 
 
-@kernel
+@kernel(cache=False)  # this module has no importable name for the cache
 def scale(x, factor):
     for i in numba.prange(x.shape[0]):
         x[i] *= factor

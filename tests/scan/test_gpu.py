@@ -17,7 +17,7 @@ from gpu_interpreted import CASES
 from spiketide.errors import EngineError
 from spiketide.scan import recurrent_scan, scan
 from spiketide.scan.autograd import choose_engine
-from spiketide.scan.dynamics import program, register
+from spiketide.scan.dynamics import plan_for, program, register
 from spiketide.surrogate import ATan
 
 triton = pytest.importorskip("triton")
@@ -76,7 +76,7 @@ def kernels(
 
     key = register(CASES[name].dynamics, CASES[name].surrogate)
     count = len(CASES[name].dynamics.coefs)
-    plan = gpu.plan_for(key, True, (True,) * count)
+    plan = plan_for(key, True, (True,) * count)
     scalars = (True, *(False,) * (count - 1))
     return (
         gpu.forward_kernel(key, plan.saved, scalars, masked, dtype, fed),
@@ -203,7 +203,7 @@ def test_what_is_saved_is_what_the_plan_says() -> None:
     from spiketide.scan import gpu
 
     key = register(LIF, ATan(2.0))
-    plan = gpu.plan_for(key, True, (False, False))
+    plan = plan_for(key, True, (False, False))
     forward = gpu.forward_source(program(key), plan.saved, (True, True), False, torch.float32)
     backward = gpu.backward_source(program(key), plan, (True, True), False, torch.float32)
     loops = [text[text.index("in tl.range") :].split("\n    tl.store")[0] for text in (forward, backward)]
