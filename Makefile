@@ -21,7 +21,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/spiketide demo
+	$(BIN)/spiketide demo --json
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

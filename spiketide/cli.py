@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,6 +151,7 @@ def _test(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _demo(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any] | None:
+    began = time.perf_counter()
     from .training.folder import RunFolder
     from .training.run import main_process, test
 
@@ -158,7 +160,7 @@ def _demo(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any] |
         return None
     folder = RunFolder.open(trained["run"])
     tested = test(folder)
-    seconds = round(trained["seconds"] + tested["test_seconds"], 1)
+    seconds = round(time.perf_counter() - began, 1)
     result = {
         **tested,
         "run": trained["run"],
@@ -345,16 +347,15 @@ def _listen() -> None:
         log.setLevel(logging.INFO)
 
 
-class _Stderr(logging.StreamHandler):
-    """The stderr of the moment, which tests and notebooks replace."""
+class _Stderr(logging.Handler):
+    """Lines above the progress bar, on the stderr of the moment (tests and notebooks replace it)."""
 
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, value: Any) -> None:
-        pass
+    def emit(self, record: logging.LogRecord) -> None:
+        bars = sys.modules.get("tqdm")  # only a progress bar imports it
+        if bars is not None:
+            bars.tqdm.write(self.format(record), file=sys.stderr)
+        else:
+            _complain(self.format(record))
 
 
 def _say(text: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .errors import ParameterError, ShapeError
 from .layer import Layer
 from .neurons.base import Neuron
-from .shapes import check_lengths, check_state, silence_padding, time_mask
+from .shapes import check_input, check_lengths, check_state, silence_padding, time_mask
 from .synapses.base import Synapse
 from .synapses.dense import Dense
 from .types import State
@@ -189,7 +189,7 @@ class Recurrent(Layer):
     def initial_state(self, x: Tensor) -> State:
         """Zeros for the neuron and its last spikes; the synapse's own beginning."""
         begin = self.neuron.initial_state(x)
-        return ((*begin, begin[0]), self.synapse.initial_state(x))
+        return ((*begin, torch.zeros_like(begin[0])), self.synapse.initial_state(x))
 
     def forward(
         self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
@@ -199,8 +199,11 @@ class Recurrent(Layer):
             raise ShapeError(
                 "Recurrent expected a state (neuron, synapse), as it returns it; pass None to begin."
             )
+        check_input(self.neuron, x, self.neuron.shape, lengths)
+        if lengths is not None:
+            lengths = lengths.to(x.device)
         inner, outer = (None, None) if state is None else state
-        if isinstance(self.synapse, Dense):
+        if isinstance(self.synapse, Dense) and type(self.synapse).apply_steps is Dense.apply_steps:
             drive = x if self.synapse.bias is None else x + self.synapse.bias
             y, end = self.neuron(drive, inner, lengths=lengths, feedback=self.synapse.weight)
             return y, (end, ())
@@ -241,6 +244,7 @@ def reverse(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     """
     if lengths is None:
         return x.flip(0)
+    lengths = lengths.to(x.device)
     steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
     mask = time_mask(lengths, x.shape[0])
     index = torch.where(mask, lengths.unsqueeze(0) - 1 - steps, steps)

@@ -65,6 +65,12 @@ def check_lengths(name: str, x: Tensor, lengths: Tensor) -> None:
         )
 
 
+def _kinds(state: object) -> str:
+    if isinstance(state, tuple):
+        return "(" + ", ".join(_kinds(leaf) for leaf in state) + ")"
+    return type(state).__name__
+
+
 def check_state(layer: object, state: State, expected: State) -> None:
     """Refuse a state that is not of this layer and this batch.
 
@@ -73,6 +79,8 @@ def check_state(layer: object, state: State, expected: State) -> None:
     """
     name = type(layer).__name__
     got, want = leaves(state), leaves(expected)
+    if not isinstance(state, tuple) or not all(isinstance(leaf, Tensor) for leaf in got):
+        raise ShapeError(f"{name} expected a tuple of tensors as its state, as it returned it, got {_kinds(state)}; None begins.")
     if len(got) != len(want):
         raise ShapeError(
             f"{name} expected a state of {len(want)} tensors, got {len(got)}: a state belongs to the layer that "

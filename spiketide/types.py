@@ -31,7 +31,7 @@ def map_state(function: Callable[[Tensor], Tensor], state: Any) -> Any:
     """Apply ``function`` to every tensor of a state tree and keep the tree."""
     if isinstance(state, tuple):
         return tuple(map_state(function, leaf) for leaf in state)
-    return function(state)
+    return state if state is None else function(state)
 
 
 def leaves(state: Any) -> list[Tensor]:

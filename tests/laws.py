@@ -200,9 +200,9 @@ def lengths_streaming(layer: Layer, x: Tensor) -> None:
     """Chunks of a padded batch, each with what is left of its lengths, equal the whole; a sample of length 0 stands still."""
     sizes = lengths_for(x)
     with torch.no_grad():
-        whole, end = layer(x, lengths=sizes)
+        whole, end = seeded(layer, x, lengths=sizes)
         cut = x.shape[0] // 3
-        first, state = layer(x[:cut], lengths=sizes.clamp(max=cut))
+        first, state = seeded(layer, x[:cut], lengths=sizes.clamp(max=cut))
         rest, state = layer(x[cut:], state, lengths=(sizes - cut).clamp(min=0))
         near(torch.cat([first, rest]), whole, "streamed with lengths")
         near_state(state, end, "streamed with lengths")

@@ -28,7 +28,10 @@ TINY: dict[str, Any] = {
                 {"class_path": "spiketide.synapses.Dense", "init_args": {"n_in": 64, "n_out": 32}},
                 {"class_path": "spiketide.neurons.LIF", "init_args": {"n": 32, "threshold": 0.3}},
                 {"class_path": "spiketide.synapses.Dense", "init_args": {"n_in": 32, "n_out": 10}},
-                {"class_path": "spiketide.neurons.LeakyIntegrator", "init_args": {"n": 10, "scale_input": False}},
+                {
+                    "class_path": "spiketide.neurons.LeakyIntegrator",
+                    "init_args": {"n": 10, "scale_input": False},
+                },
             ],
             "readout": {"class_path": "spiketide.readouts.MeanMembrane"},
             "lr": 0.03,
@@ -87,7 +90,9 @@ def test_train_test_report_diagnose(
     assert tested["dense_operations"] == 6 * (64 * 32 + 32 * 10)
     # 64 pixels fire at most once each; the hidden neurons as often as measured.
     hidden = tested["firing_rate"] * 6 * 32 * 10
-    assert tested["synaptic_operations"] - hidden == pytest.approx((tested["synaptic_operations"] - hidden) // 1, abs=1)
+    assert tested["synaptic_operations"] - hidden == pytest.approx(
+        (tested["synaptic_operations"] - hidden) // 1, abs=1
+    )
     assert 20 * 32 < tested["synaptic_operations"] - hidden < 64 * 32
     html = (run / "report.html").read_text()
     assert "tiny" in html and f"{tested['test_accuracy']:.4g}" in html

@@ -29,30 +29,44 @@ _UNIT = 2 << 20  # a huge page
 
 class _Pool:
     def __init__(self) -> None:
-        self.idle: dict[int, list[np.ndarray]] = {}
+        self.idle: list[np.ndarray] = []  # the longest idle first
         self.idle_bytes = self.used_bytes = self.peak_bytes = 0
         self.lock = threading.RLock()  # a finaliser may run inside take()
+        self.process = os.getpid()
 
     def take(self, size: int) -> np.ndarray:
         with self.lock:
-            self.used_bytes += size
-            self.peak_bytes = max(self.peak_bytes, self.used_bytes)
-            if self.idle.get(size):
-                self.idle_bytes -= size
-                return self.idle[size].pop()
-        area = mmap.mmap(-1, size)
+            for i in range(len(self.idle) - 1, -1, -1):
+                if self.idle[i].nbytes == size:
+                    self.idle_bytes -= size
+                    self._count(size)
+                    return self.idle.pop(i)
+        if hasattr(mmap, "MAP_PRIVATE"):
+            # private: a forked child gets copies, never the parent's tensors
+            area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        else:
+            area = mmap.mmap(-1, size)
+        self._count(size)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without huge pages: ordinary ones do
                 area.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(area, dtype=np.uint8)
 
+    def _count(self, size: int) -> None:
+        with self.lock:
+            self.used_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+
     def give(self, buffer: np.ndarray) -> None:
+        if os.getpid() != self.process:
+            return  # a forked child drops what it inherited; the lock may have been held at the fork
         with self.lock:
             size = buffer.nbytes
             self.used_bytes -= size
-            if self.idle_bytes + size <= self.peak_bytes:
-                self.idle.setdefault(size, []).append(buffer)
-                self.idle_bytes += size
+            self.idle.append(buffer)
+            self.idle_bytes += size
+            while self.idle_bytes > self.peak_bytes:
+                self.idle_bytes -= self.idle.pop(0).nbytes
 
     def clear(self) -> None:
         with self.lock:

@@ -170,6 +170,18 @@ def _weight_gradient(events: Events, gy: Tensor, n_in: int) -> Tensor:
     return gw.t()
 
 
+def weight_gradient(x: Tensor, gy: Tensor, *, engine: str | None = None) -> Tensor:
+    """``gy.T @ x`` at the cost of the nonzeros of ``x``, chosen as :func:`project` chooses; not itself differentiable.
+
+    Shapes: ``x (rows, n_in)``, ``gy (rows, n_out)`` -> ``(n_out, n_in)``.
+    """
+    if x.device.type == "cpu" and x.dtype == gy.dtype and x.dtype in (torch.float32, torch.float64):
+        events = list_events(x.contiguous(), gy.shape[1], engine=engine)
+        if events is not None:
+            return _weight_gradient(events, gy, x.shape[1])
+    return (x.t() @ gy).t()
+
+
 class _Project(torch.autograd.Function):
     """The event way under autograd."""
 
@@ -217,8 +229,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, engine: str) -> Tensor:
     schema="(Tensor x, Tensor gy, str engine) -> Tensor",
 )
 def _weight_gradient_op(x: Tensor, gy: Tensor, engine: str) -> Tensor:
-    events = list_events(x.contiguous(), gy.shape[1], engine=engine or None)
-    return (x.t() @ gy).t() if events is None else _weight_gradient(events, gy, x.shape[1])
+    return weight_gradient(x, gy, engine=engine or None)
 
 
 @_weight_gradient_op.register_fake

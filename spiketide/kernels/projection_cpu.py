@@ -316,16 +316,20 @@ def _add_events(out: Array, matrix: Array, index: Array, values: Array, first: i
 
 
 @njit(nogil=True, cache=True)
-def _packed(matrix: Array, first: int, last: int, begin: int, width: int) -> Array:
-    """``matrix[first:last, begin:begin+width]`` copied together; zeros up to a multiple of 16 columns."""
-    tile = np.empty((last - first, (width + NARROW - 1) // NARROW * NARROW), matrix.dtype)
+def _pack(matrix: Array, first: int, last: int, begin: int, width: int, tile: Array) -> None:
+    """Copy ``matrix[first:last, begin:begin+width]`` together, with zeros in the columns of the tile beyond."""
     for r in range(first, last):
         source, target = matrix[r][begin : begin + width], tile[r - first]
         for n in range(width):
             target[n] = source[n]
         for n in range(width, target.shape[0]):
             target[n] = 0
-    return tile
+
+
+@njit(nogil=True, cache=True)
+def _padded(width: int) -> int:
+    """The next multiple of 16 columns."""
+    return (width + NARROW - 1) // NARROW * NARROW
 
 
 @njit(nogil=True, cache=True)
@@ -344,7 +348,8 @@ def _project_tile(
     """Rows ``first`` to ``last`` of ``width`` columns of ``y``."""
     tile = w
     if width < w.shape[1] or width % NARROW:
-        tile = _packed(w, 0, w.shape[0], begin, width)
+        tile = np.empty((w.shape[0], _padded(width)), w.dtype)
+        _pack(w, 0, w.shape[0], begin, width, tile)
     offset = np.zeros(tile.shape[1], w.dtype)
     if bias.shape[0] > 0:
         for n in range(width):
@@ -391,11 +396,12 @@ def _gradient_tile(
     n_rows = gy.shape[0]
     packed = width < gy.shape[1] or width % NARROW != 0
     # A tile of the gradient is summed in its own place for the reason that gathered rows are copied together.
-    total = np.zeros((last - first, (width + NARROW - 1) // NARROW * NARROW), gy.dtype)
+    total = np.zeros((last - first, _padded(width)), gy.dtype)
+    source = np.empty((min(block, n_rows) if packed else 0, _padded(width)), gy.dtype)
     for i in range(ends.shape[0]):
         at, until = i * block, min((i + 1) * block, n_rows)
         if packed:
-            source = _packed(gy, at, until, begin, width)
+            _pack(gy, at, until, begin, width, source)
         else:
             source = gy[at:until]
         for j in range(first, last):

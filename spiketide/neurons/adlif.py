@@ -47,7 +47,8 @@ class AdLIF(Neuron):
     The sub-threshold system is stable for ``-1 < coupling < (1 + d)(1 + r) / ((1 - d)(1 - r))`` with the decays ``d`` and
         ``r``: its determinant is ``d r`` and its trace ``d + r - (1 - d)(1 - r) coupling``. The parametrisation keeps
     a learnable coupling in
-    (-1, 1), stable for every time constant.
+    (-1, 1), stable for every time constant. That is for ``scale_input=True``; with the bare input, ``v' = decay_mem v + x - w'``,
+    the lower bound is ``-(1 - d)``: a more negative coupling feeds the membrane more than its leak takes.
 
     Example:
         >>> import torch

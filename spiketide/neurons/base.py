@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError, ParameterError, unknown
+from ..init import Init
 from ..layer import Layer, check_input, check_state
 from ..scan.autograd import choose_engine, recurrent_scan_registered, scan_registered
 from ..scan.dynamics import Dynamics, entry, register
@@ -19,7 +20,7 @@ from ..surrogate import ATan, Surrogate
 from ..types import State
 
 Size: TypeAlias = int | Sequence[int]
-Value: TypeAlias = float | Tensor | Callable[..., Tensor]
+Value: TypeAlias = float | Tensor | Init | Callable[..., Tensor]
 """A constant as the user gives it: a number, a tensor, or an initialiser ``init(shape) -> Tensor``."""
 
 RESETS = ("soft", "soft_detached", "hard", "hard_detached", "none")
@@ -297,12 +298,16 @@ class Neuron(Layer):
     def dynamics(self) -> Dynamics:
         """The step with the names of its state and coefficients, read off its signature."""
         step = self.step
+        if inspect.ismethod(step):
+            raise ParameterError(
+                f"{type(self).__name__}.step must be a static method (@staticmethod, without self): it is read once, so what "
+                "varies between neurons or in time belongs into coefs()."
+            )
         names = tuple(inspect.signature(step).parameters)
         if not self.states or names[1 : 1 + len(self.states)] != self.states:
             raise ParameterError(
                 f"{type(self).__name__}.step expected the arguments (x, {', '.join(self.states) or '*states'}, *coefs), "
-                f"got {names}: "
-                "set `states` to the names of the state variables."
+                f"got {names}: set `states` to the names of the state variables."
             )
         return Dynamics(self.states, names[1 + len(self.states) :], step, getattr(self, "step_vjp", None))
 
@@ -340,7 +345,8 @@ class Neuron(Layer):
         check_input(self, x, self.shape, lengths)
         expected = self.initial_state(x)
         if feedback is not None:
-            expected = (*expected, expected[0])
+            # its own zeros: torch.compile does not take one tensor for two operands of an operator
+            expected = (*expected, torch.zeros_like(expected[0]))
         if state is None:
             state = expected
         else:

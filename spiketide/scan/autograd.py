@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EngineError, ParameterError, ShapeError, unknown
+from ..kernels.projection import weight_gradient
 from ..shapes import check_lengths
 from ..surrogate import Surrogate
 from . import reference
@@ -347,7 +348,7 @@ def _recurrent_backward_op(
         n = weight.shape[0]
         # past a sample's end gx is zero, so the outputs there do not matter
         with torch.autocast(gx.device.type, enabled=False):
-            gweight = gx[1:].reshape(-1, n).t() @ y[:-1].reshape(-1, n).to(gx.dtype)
+            gweight = weight_gradient(y[:-1].reshape(-1, n).to(gx.dtype), gx[1:].reshape(-1, n))
             if gx.shape[0]:
                 gweight += gx[0].t() @ previous
     return [gx.to(gy.dtype), *gstate, gfirst, gweight, *_reduce(key, (True, *needs), coefs, sums)]
@@ -758,6 +759,10 @@ def recurrent_scan_registered(
     dtype = _arithmetic(x.dtype)
     previous = previous.to(dtype)
     if chosen == "reference":
+        if checkpoint is not None:
+            raise EngineError(
+                "checkpoint in a recurrent scan runs on the fused engines, which need a matrix as feedback: leave it out here."
+            )
         if matrix is not None:
             w = matrix.to(dtype)
 

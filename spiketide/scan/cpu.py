@@ -48,8 +48,9 @@ def _dialect(dtype: torch.dtype) -> Dialect:
         "exp": (lambda a: f"exp32({a})") if f32 else (lambda a: f"math.exp({a})"),
         "tanh": (lambda a: f"tanh32({a})") if f32 else (lambda a: f"math.tanh({a})"),
         "sigmoid": (lambda a: f"sigmoid32({a})") if f32 else (lambda a: f"sigmoid64({a})"),
-        "maximum": lambda a, b: f"({a} if {a} > {b} else {b})",
-        "minimum": lambda a, b: f"({a} if {a} < {b} else {b})",
+        # NaN wins, as in torch
+        "maximum": lambda a, b: f"({a} if ({a} > {b}) | ({a} != {a}) else {b})",
+        "minimum": lambda a, b: f"({a} if ({a} < {b}) | ({a} != {a}) else {b})",
         "where": lambda c, a, b: f"({a} if {c} else {b})",
         "not": lambda a: f"(not {a})",
         "tofloat": lambda a: f"({one} if {a} else {zero})",

@@ -23,7 +23,7 @@ _BIAS, _SHIFT = np.int32(127), np.int32(23)
 
 @njit(error_model="numpy", inline="always")
 def exp32(x):  # type: ignore[no-untyped-def]
-    """``exp(x)`` in float32; arguments are clamped to [-87, 88], beyond which float32 has no use for them."""
+    """``exp(x)`` in float32; below -87 it is ``exp(-87)`` (1e-38), above 88 infinity, of NaN it is NaN."""
     c = _LOW if x < _LOW else x
     c = _HIGH if c > _HIGH else c
     n = np.floor(c * _LOG2E + _HALF)
@@ -36,7 +36,9 @@ def exp32(x):  # type: ignore[no-untyped-def]
     p = p * r + _C5
     p = p * (r * r) + r + _ONE
     bits = np.int32((np.int32(n) + _BIAS) << _SHIFT)
-    return p * bits.view(np.float32)
+    y = p * bits.view(np.float32)
+    y = np.float32(np.inf) if x > _HIGH else y
+    return x if x != x else y
 
 
 @njit(error_model="numpy", inline="always")
@@ -47,11 +49,19 @@ def sigmoid32(x):  # type: ignore[no-untyped-def]
 
 @njit(error_model="numpy", inline="always")
 def tanh32(x):  # type: ignore[no-untyped-def]
-    """``tanh(x)`` in float32, by the exponential of ``-2 |x|``."""
+    """``tanh(x)`` in float32: by the exponential of ``-2 |x|``, near zero (where that cancels) by its series."""
     a = -x if x < np.float32(0.0) else x
     e = exp32(np.float32(-2.0) * a)
     y = (_ONE - e) / (_ONE + e)
-    return -y if x < np.float32(0.0) else y
+    far = -y if x < np.float32(0.0) else y
+    s = x * x
+    # Cephes' rational approximation for |x| < 0.625
+    p = np.float32(-5.70498872745e-3) * s + np.float32(2.06390887954e-2)
+    p = p * s + np.float32(-5.37397155531e-2)
+    p = p * s + np.float32(1.33314422036e-1)
+    p = p * s + np.float32(-3.33332819422e-1)
+    near = p * s * x + x
+    return near if a < np.float32(0.625) else far
 
 
 @njit(error_model="numpy", inline="always")

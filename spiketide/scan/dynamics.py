@@ -80,7 +80,7 @@ def register(dynamics: Dynamics, surrogate: Surrogate) -> str:
         why = str(error)
         code = getattr(dynamics.step, "__code__", None)
         # such a key is this process's own; classes of one name are told apart (a notebook cell run again makes a new one)
-        own = (id(dynamics.step), id(type(surrogate)))
+        own = (id(dynamics.step), id(dynamics.step_vjp), id(type(surrogate)))
         described = repr((dynamics.state, dynamics.coefs, getattr(code, "co_code", None), own))
     described += repr((dynamics.state, dynamics.coefs, surrogate, dynamics.step_vjp is not None))
     key = hashlib.sha256(described.encode()).hexdigest()[:16]

@@ -99,8 +99,6 @@ class Symbol:
             return other.index
         if isinstance(other, (bool, int, float)):
             return self.graph.const(float(other))
-        if isinstance(other, torch.Tensor) and other.dim() == 0 and not other.requires_grad:
-            return self.graph.const(float(other))
         raise EngineError(
             f"a neuron's step may combine its arguments and numbers, got {type(other).__name__}: pass tensors as coefs."
         )
@@ -299,7 +297,7 @@ _FUNCTIONS: dict[str, Callable[..., Symbol]] = {
     "clamp": _clamp,
     "square": lambda x: x * x,
     "pow": lambda x, p: x**p,
-    "relu": lambda x: _where(x > 0, x, 0.0),
+    "relu": lambda x: _where(x <= 0, 0.0, x),
     "zeros_like": lambda x: Symbol(x.graph, x.graph.const(0.0)),
     "ones_like": lambda x: Symbol(x.graph, x.graph.const(1.0)),
     "heaviside": lambda x, v: _where(x > 0, 1.0, _where(x < 0, 0.0, v)),

@@ -9,24 +9,32 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import logging
 import os
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import ModuleType
 
 import platformdirs
 
+from ..errors import EngineError
+
+_log = logging.getLogger(__name__)
+_lock = threading.RLock()
+
 
 @functools.lru_cache(maxsize=1)
 def cache_folder() -> Path:
     """The folder for printed kernels: the user's cache folder, or a private temporary one where that is not writable."""
-    folder = Path(platformdirs.user_cache_dir("spiketide")) / "kernels"
+    folder = Path(platformdirs.user_cache_dir("spiketide", appauthor=False)) / "kernels"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError:
+    except OSError as error:
+        _log.warning("%s is not writable (%s): kernels are compiled anew in every process.", folder, error)
         folder = Path(tempfile.mkdtemp(prefix="spiketide-kernels-"))
     return folder
 
@@ -47,15 +55,28 @@ def load_source(text: str, stem: str, depends: tuple[Path, ...] = ()) -> ModuleT
     if full in sys.modules:
         return sys.modules[full]
     path = cache_folder() / f"{name}.py"
-    if not path.exists() or path.read_text() != text:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    with _lock:
+        if full in sys.modules:
+            return sys.modules[full]
+        if not path.exists() or path.read_text() != text:
+            _write(path, text)
+        spec = importlib.util.spec_from_file_location(full, path)
+        if spec is None or spec.loader is None:  # pragma: no cover - a .py path always has a loader
+            raise EngineError(f"cannot load the printed kernel {path}.")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[full] = module
+    return module
+
+
+def _write(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
         os.replace(temporary, path)
-    spec = importlib.util.spec_from_file_location(full, path)
-    if spec is None or spec.loader is None:  # pragma: no cover - a .py path always has a loader
-        raise ImportError(f"cannot load {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[full] = module
-    spec.loader.exec_module(module)
-    return module
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise EngineError(
+            f"cannot write the compiled kernels' folder {path.parent}: {error}. Make room there, or delete the folder."
+        ) from error

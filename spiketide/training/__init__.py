@@ -1,6 +1,6 @@
 """Training on Lightning: the module, parameter groups, run folders, recipes and their reproduction."""
 
-from .classification import Classification, Output
+from .classification import Classification, Output, stack
 from .groups import ROLES, parameter_groups
 from .recipe import Best, Claim, Recipe
 from .reproduce import reproduce
@@ -16,6 +16,7 @@ __all__ = [
     "Stopped",
     "parameter_groups",
     "reproduce",
+    "stack",
     "test",
     "train",
 ]

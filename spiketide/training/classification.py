@@ -240,3 +240,19 @@ def firing_rates(output: Output) -> tuple[dict[str, Tensor], Tensor]:
     if not counts:
         return rates, torch.zeros((), device=output.y.device)
     return rates, torch.stack(list(counts.values())).sum() / (steps * sum(sizes.values()))
+
+
+def stack(layers: list[nn.Module]) -> Sequential:
+    """A :class:`spiketide.compose.Sequential` from a list, for recipes, in which a list is an argument.
+
+    Example:
+        >>> from spiketide.neurons import LIF
+        >>> from spiketide.synapses import Dense
+        >>> from spiketide.training import stack
+        >>> len(stack([Dense(4, 8), LIF(8)]))
+        2
+
+    Args:
+        layers: Layers, or torch modules without memory.
+    """
+    return Sequential(*layers)

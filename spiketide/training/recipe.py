@@ -104,9 +104,8 @@ class Recipe:
         try:
             self._parsed: Namespace = self._parser.parse_object(content)
         except (ArgumentError, TypeError, ValueError) as error:
-            raise RecipeError(
-                f"the recipe {name!r} does not fit its classes.\n{_shorten(str(error))}"
-            ) from error
+            _blame_innermost(content, "")
+            raise RecipeError(f"the recipe {name!r} does not fit: {_shorten(str(error))}") from error
 
     @classmethod
     def load(cls, recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -244,12 +243,33 @@ def arguments(class_path: str, where: str = "recipe") -> frozenset[str]:
         RecipeError: there is no such class.
     """
     parser = ArgumentParser(exit_on_error=False)
-    target = _imported(class_path, where)
-    if isinstance(target, type):
-        added = parser.add_class_arguments(target, "it")
-    else:
-        added = parser.add_function_arguments(target, "it")
+    added = _add_arguments(parser, _imported(class_path, where))
     return frozenset(key.split(".", 1)[1] for key in added)
+
+
+def _blame_innermost(node: Any, where: str) -> None:
+    """Find the innermost class whose arguments do not fit: the message about the whole recipe repeats all of it.
+
+    Raises:
+        RecipeError: naming the place, the class and the argument; nothing is raised when each class by itself fits.
+    """
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in children:
+        _blame_innermost(value, where if key == "init_args" else f"{where}.{key}".lstrip("."))
+    if isinstance(node, dict) and "class_path" in node:
+        parser = ArgumentParser(exit_on_error=False)
+        _add_arguments(parser, _imported(node["class_path"], where))
+        try:
+            parser.parse_object({"recipe_": node.get("init_args") or {}})
+        except (ArgumentError, TypeError, ValueError) as error:
+            message = _shorten(str(error)).replace("recipe_.", "")
+            raise RecipeError(f"{where}: {node['class_path']} does not fit: {message}") from error
+
+
+def _add_arguments(parser: ArgumentParser, target: Any) -> list[str]:
+    if isinstance(target, type):
+        return parser.add_class_arguments(target, "recipe_")
+    return parser.add_function_arguments(target, "recipe_")
 
 
 def _imported(class_path: str, where: str) -> Any:
@@ -346,8 +366,6 @@ def _is_class(text: str) -> bool:
 
 
 def _shorten(message: str) -> str:
-    """Drop the lines of a jsonargparse message that repeat the whole input."""
-    lines = [
-        line for line in message.splitlines() if not line.strip().startswith(("Given value:", "Subtypes:"))
-    ]
-    return "\n".join(lines)
+    """Drop the lines of a jsonargparse message that repeat the whole input or explain its own notation."""
+    noise = ("Given value:", "Subtypes:", "Subclass types expect", "- a class path (str)", "- a dict with")
+    return "\n".join(line for line in message.splitlines() if not line.strip().startswith(noise))

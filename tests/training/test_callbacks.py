@@ -21,7 +21,9 @@ from spiketide.training.run import train
 
 
 def test_derived_seeds_do_not_collide() -> None:
-    seeds = {derive(seed, rank, "train", epoch) for seed in range(10) for rank in range(4) for epoch in range(50)}
+    seeds = {
+        derive(seed, rank, "train", epoch) for seed in range(10) for rank in range(4) for epoch in range(50)
+    }
     assert len(seeds) == 2000
     assert all(0 <= seed < 2**32 for seed in seeds)
 

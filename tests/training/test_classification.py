@@ -48,7 +48,8 @@ def test_loss_is_cross_entropy_plus_the_penalties(batch: Batch) -> None:
 
 def test_rates_count_valid_steps_only(batch: Batch) -> None:
     model = make()
-    rates, rate = firing_rates(model(batch))
+    with torch.no_grad():
+        rates, rate = firing_rates(model(batch))
     first: Any = model.network[0]
     second: Any = model.network[1]
     lengths = batch.lengths.tolist()  # type: ignore[union-attr]

@@ -58,9 +58,19 @@ def test_what_is_misspelt_is_refused_with_the_nearest(words: list[str], message:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model.lr", "fast"], "float"),
-        (["--trainer.max_epochs", "2.5"], "int"),
-        (["--model.network.1.n_in", "[1]"], "int"),
+        (
+            ["--model.lr", "fast"],
+            r"^model: spiketide\.training\.Classification does not fit: .*lr.*\s.*float",
+        ),
+        (["--trainer.max_epochs", "2.5"], "max_epochs"),
+        (
+            ["--model.network.1.n_in", "[1]"],
+            r"^model\.network\.1: spiketide\.synapses\.Dense does not fit: .*n_in",
+        ),
+        (
+            ["--model.network.2.tau_mem", "long"],
+            r"^model\.network\.2: spiketide\.neurons\.LIF does not fit: .*tau_mem",
+        ),
         (["--best.mode", "largest"], "max"),
         (["--threads", "0"], "threads"),
         (["--model.readout", "spiketide.losses.CrossEntropy"], "readout"),
@@ -99,6 +109,27 @@ def test_overrides_reach_every_constructor(path: Path) -> None:
     assert isinstance(built.model.readout, LastMembrane)
     assert built.model.lr == 1e-3 and built.seed == 9 and built.data.limit == 64
     assert built.model.loss.label_smoothing == 0.25
+
+
+def test_layers_in_layers_and_initialisers() -> None:
+    changed = tiny.content()
+    layers = [
+        {"class_path": "spiketide.synapses.Dense", "init_args": {"n_in": 20, "n_out": 20}},
+        {"class_path": "spiketide.neurons.LIF", "init_args": {"n": 20}},
+    ]
+    inner = {"class_path": "spiketide.training.stack", "init_args": {"layers": layers}}
+    network = changed["model"]["init_args"]["network"]
+    network.insert(3, {"class_path": "spiketide.compose.Residual", "init_args": {"layer": inner}})
+    network[2]["init_args"]["tau_mem"] = {
+        "class_path": "spiketide.init.Uniform",
+        "init_args": {"low": 5.0, "high": 6.0},
+    }
+    recipe = Recipe(changed, name="nested")
+    built: Any = recipe.build().model.network
+    assert isinstance(built[3].layer[1], LIF)
+    taus = built[2].tau_mem()
+    assert taus.shape == (20,) and 5.0 <= float(taus.min()) < float(taus.max()) <= 6.0
+    assert Recipe(recipe.settings, name="again").yaml == recipe.yaml
 
 
 def test_the_resolved_recipe_is_complete_and_a_recipe(path: Path, tmp_path: Path) -> None:

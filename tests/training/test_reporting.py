@@ -59,7 +59,13 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Rep
     """The result of a run whose claim is out of reach, and what its report was given."""
     changed = tiny.content()
     changed["trainer"]["max_epochs"] = 2
-    changed["claim"] = {"paper": "A 2020", "where": "T 1", "metric": "test_accuracy", "value": 1.0, "tolerance": 0.001}
+    changed["claim"] = {
+        "paper": "A 2020",
+        "where": "T 1",
+        "metric": "test_accuracy",
+        "value": 1.0,
+        "tolerance": 0.001,
+    }
     folder = RunFolder(tmp_path_factory.mktemp("run") / "run")
     train(Recipe(changed, name="tiny"), folder)
     given: list[ReportData] = []

@@ -1,0 +1,29 @@
+"""The Python of the tutorial runs as it stands, with plain Lightning around it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+
+from spiketide.training.run import NOISE
+
+TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorials" / "first_run.md"
+
+
+def test_the_python_of_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(), re.DOTALL)[0]
+    assert "max_epochs=30" in code
+    quiet = "max_epochs=4, enable_progress_bar=False, enable_model_summary=False, logger=False, enable_checkpointing=False"
+    space: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        for message in (*NOISE, ".*log_every_n_steps.*"):
+            warnings.filterwarnings("ignore", message=message)
+        exec(code.replace("max_epochs=30", quiet), space)
+    trainer: L.Trainer = space["trainer"]
+    assert float(trainer.callback_metrics["test/accuracy"]) > 0.9
