@@ -84,7 +84,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any] 
             )
         result = _begin(given, overrides, options)
     if not main_process():
-        return None  # a helper of a distributed run has nothing to say
+        return None  # a further process of a distributed run has nothing to say
     best = result["best"] or {}
     _say(f"run        {result['run']}")
     _say(f"epochs     {result['epochs']} in {result['seconds']:.1f} s")

@@ -147,8 +147,7 @@ class Recurrent(Layer):
     """A neuron population whose spikes come back to it one step later, through a synapse.
 
     ``s[t] = neuron(x[t] + synapse(s[t-1]))``, with ``s[-1] = 0``. With a :class:`Dense` synapse the whole recurrence is one
-        fused loop on the CPU; with another stateless synapse it runs on the reference engine; a synapse with a state
-    of its own is stepped.
+    fused loop; with another stateless synapse it runs on the reference engine; a synapse with a state of its own is stepped.
 
     Example:
         >>> import torch

@@ -89,7 +89,7 @@ class Normal(Init):
         ParameterError: a negative ``std``, a minimum not below the mean, or a value that is not finite.
 
     Reference:
-        Time constants N(20, 5) and the like: Yin et al. 2021 (table in section 1.1 of the notes), without a
+        Time constants N(20, 5) and the like: Yin et al. 2021, without a
         cut, so that a draw can be negative.
     """
 

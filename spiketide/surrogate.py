@@ -143,7 +143,7 @@ class Sigmoid(Surrogate):
         slope: steepness.
         scaled: False leaves out the chain factor ``slope`` (height 1/4 whatever the slope), as Zimmer et al.'s code does.
 
-    Reference: Zimmer et al. 2019, section 1.1 of the notes (slope 10, unscaled); scaled form as in Neftci et al. 2019.
+    Reference: Zimmer et al. 2019 and their code (slope 10, unscaled); scaled form as in Neftci et al. 2019.
     """
 
     def __init__(self, slope: float = 10.0, *, scaled: bool = True) -> None:
@@ -202,7 +202,7 @@ class Gaussian(Surrogate):
         sigma: standard deviation ("lens").
         scale: factor in front ("gamma"); 0.5 gives 0.3989 at the threshold for sigma 0.5.
 
-    Reference: Yin et al. 2020, section 2 of the notes.
+    Reference: Yin, Corradi & Bohté 2020.
     """
 
     def __init__(self, sigma: float = 0.5, scale: float = 0.5) -> None:
@@ -229,7 +229,7 @@ class MultiGaussian(Surrogate):
         sigma: width of the central lobe.
         scale: factor in front ("gamma", 0.5).
 
-    Reference: Yin et al. 2021, section 2 of the notes: h 0.15, s 6, sigma 0.5, gamma 0.5; at 0 it is 0.43911, its first
+    Reference: Yin, Corradi & Bohté 2021: h 0.15, s 6, sigma 0.5, gamma 0.5; at 0 it is 0.43911, its first
     zero is at 1.27216, its integral 0.425.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -50,9 +51,14 @@ def interpreted() -> Iterator[None]:
     """
 
     def dispatcher(self: Kernel, parallel: bool) -> Callable[..., Any]:
+        # helpers printed beside the kernel are compiled functions too
+        names = dict(self.function.__globals__)
+        names |= {k: v.py_func for k, v in names.items() if getattr(v, "__module__", None) == self.function.__module__ and hasattr(v, "py_func")}
+        plain = types.FunctionType(self.function.__code__, names)
+
         def run(*arguments: Any) -> Any:
             with np.errstate(all="ignore"):
-                return self.function(*arguments)
+                return plain(*arguments)
 
         return run
 

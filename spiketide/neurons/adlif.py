@@ -45,9 +45,8 @@ class AdLIF(Neuron):
         s' = 1 if v' > threshold
 
     The sub-threshold system is stable for ``-1 < coupling < (1 + d)(1 + r) / ((1 - d)(1 - r))`` with the decays ``d`` and
-        ``r``: its determinant is ``d r`` and its trace ``d + r - (1 - d)(1 - r) coupling``. The parametrisation keeps
-    a learnable coupling in
-    (-1, 1), stable for every time constant. That is for ``scale_input=True``; with the bare input, ``v' = decay_mem v + x - w'``,
+    ``r``: its determinant is ``d r`` and its trace ``d + r - (1 - d)(1 - r) coupling``. The parametrisation keeps a learnable
+    coupling in (-1, 1), stable for every time constant. That is for ``scale_input=True``; with the bare input, ``v' = decay_mem v + x - w'``,
     the lower bound is ``-(1 - d)``: a more negative coupling feeds the membrane more than its leak takes.
 
     Example:
@@ -73,8 +72,7 @@ class AdLIF(Neuron):
     Raises:
         ParameterError: as :class:`LIF`; coupling outside (-1, 1).
 
-    Reference: Bittar & Garner 2022; the update order of the trial on QTDB (findings, section 1.2), where it was the best hidden
-        neuron. Differs from Bittar & Garner: explicit (1 - decay_adapt), reset one step later without the decay factor.
+    Reference: Bittar & Garner 2022; update order chosen in trials on QTDB. Differs from Bittar & Garner: explicit (1 - decay_adapt), reset one step later without the decay factor.
     """
 
     states = ("v", "w", "s")

@@ -55,7 +55,7 @@ class ALIF(Neuron):
         tau_mem: the paper's tau_m, in the unit of ``dt`` (one value per neuron when learnt).
         tau_adapt: the paper's tau_adp.
         threshold: the paper's b0: 0.01 in most tasks, 0.1 for S-MNIST, 1.6 for speech commands.
-        adaptation: the paper's beta: 1.8 (0.184 for speech commands); 0 gives a LIF. See the notes on QTDB: 1.8 at a membrane
+        adaptation: the paper's beta: 1.8 (0.184 for speech commands); 0 gives a LIF. On QTDB, 1.8 at a membrane
             scale of 0.01 silences a hidden layer.
         learn: names to train: ``"tau_mem"``, ``"tau_adapt"``, ``"threshold"``, ``"adaptation"``. The paper trains both taus.
         reset: ``delayed`` (the paper's), ``soft``, ``soft_detached``, ``hard``, ``hard_detached`` or ``none``.
@@ -65,7 +65,7 @@ class ALIF(Neuron):
     Raises:
         ParameterError: as :class:`LIF`; adaptation < 0.
 
-    Reference: Yin et al. 2021, section 1 of the notes. Differs: the state starts at zero (theirs at random, also at test), and
+    Reference: Yin, Corradi & Bohté 2020 and 2021. Differs: the state starts at zero (theirs at random, also at test), and
         the time constants are parametrised so that they stay positive (theirs went negative).
     """
 

@@ -188,9 +188,8 @@ class TimeConstant(Constant):
     """A time constant, and the per-step multiplier it means.
 
     ``exp``: ``decay = exp(-dt / tau)``, the exact solution over a step; ``euler``: ``decay = 1 - dt / tau``. They are two
-        different networks: for tau 10.05 and dt 10 they give 0.37 and 0.005. Learnable: ``tau = exp(raw)``
-    (``euler``: ``dt + exp(raw)``), so
-    ``0 < decay < 1`` always.
+    different networks: for tau 10.05 and dt 10 they give 0.37 and 0.005. Learnable: ``tau = exp(raw)`` (``euler``:
+    ``dt + exp(raw)``), so ``0 < decay < 1`` always.
 
     Args:
         name: for messages.

@@ -71,7 +71,7 @@ class IF(Neuron):
 
     @property
     def step(self) -> Callable[..., Any]:  # type: ignore[override]
-        """The step for this reset and input scaling."""
+        """The step for this reset."""
         return _step(self.reset)
 
     def coefs(self) -> tuple[Any, ...]:

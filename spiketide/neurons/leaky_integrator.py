@@ -41,7 +41,7 @@ class LeakyIntegrator(Neuron):
     Raises:
         ParameterError: tau_mem <= 0 (euler: < dt), unknown names.
 
-    Reference: Yin et al. 2021, section 1 of the notes ("integrator").
+    Reference: Yin, Corradi & Bohté 2021 (their "integrator" read-out).
     """
 
     states = ("v",)

@@ -91,7 +91,7 @@ class RunFolder:
 
     Args:
         path: its folder.
-        writer: false in the helper processes of a distributed run, which read but never write.
+        writer: false in the further processes of a distributed run, which read but never write.
     """
 
     def __init__(self, path: Path | str, *, writer: bool = True):

@@ -56,7 +56,7 @@ def reproduce(
             log.info("seed %d", seed)
             trained = train(one, place, resume=(place.path / "recipe.yaml").is_file())
             if not main_process():
-                sys.exit(0)  # a helper belongs to one training; the next one starts its own
+                sys.exit(0)  # a second process belongs to one training; the next one starts its own
             seconds = trained["seconds"]
         else:
             seconds = (place.read_json("metrics.json") or {}).get("seconds")

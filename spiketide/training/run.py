@@ -43,7 +43,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def main_process() -> bool:
-    """Whether this process writes: true but for the helpers of a distributed run."""
+    """Whether this process writes: true but for the further processes of a distributed run."""
     return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 

@@ -89,7 +89,7 @@ def cuba(x: list[Fraction], reset: str, scaled: bool, d: Fraction, c: Fraction, 
 
 
 def alif(x: list[Fraction], reset: str, alpha: Fraction, rho: Fraction, b0: Fraction, beta: Fraction) -> list[Any]:
-    """Section 1 of the notes on adaptive spiking networks, line by line: u, eta, theta, s."""
+    """The equations of Yin et al., line by line: u, eta, theta, s."""
     u, eta, s, rows = Fraction(0), Fraction(0), 0, []
     for current in x:
         eta = rho * eta + (1 - rho) * s
@@ -175,7 +175,7 @@ def test_exact_lif_on_any_input(x: list[int], reset: str, scaled: bool, threshol
 
 
 def test_alif_of_the_paper_with_its_constants() -> None:
-    # section 1 of the notes: alpha = exp(-1/tau_m), rho = exp(-1/tau_adp), theta = b0 + beta eta, reset by the current threshold of
+    # Yin et al.: alpha = exp(-1/tau_m), rho = exp(-1/tau_adp), theta = b0 + beta eta, reset by the current threshold of
     # the previous spike; b0 0.01, beta 1.8, tau_m 20, tau_adp 200
     neuron = ALIF(1).double()
     assert [float(c.detach()) for c in neuron.coefs()] == pytest.approx([math.exp(-1 / 20), math.exp(-1 / 200), 0.01, 1.8], rel=1e-6)

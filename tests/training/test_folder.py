@@ -101,7 +101,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
         train(tiny.recipe(max_epochs=1), folder)
 
 
-def test_helpers_of_a_distributed_run_write_nothing(tmp_path: Path) -> None:
+def test_further_processes_write_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", writer=False)
     with folder.hold():
         folder.write_json("metrics.json", {})
