@@ -53,11 +53,11 @@ def test_no_optimiser_leaves_the_range(name: str, discretisation: str, optimiser
     for i in range(200):
         opt.zero_grad()
         loss = sign * sum(c.sum() for c in neuron.coefs())
-        if i % 20 == 0:  # with a real gradient now and then, also at the ends of the ranges
-            with interpreted():
+        with interpreted():
+            if i % 20 == 0:  # with a real gradient now and then, also at the ends of the ranges
                 y, state = neuron(torch.rand(4, 1, 3) * 2)
-            loss = loss + y.sum() + sum(s.sum() for s in state)
-        loss.backward()
+                loss = loss + y.sum() + sum(s.sum() for s in state)
+            loss.backward()
         for parameter in neuron.parameters():
             assert bool(torch.isfinite(parameter.grad).all()), f"the gradient of a constant is not finite in step {i}"
         opt.step()
@@ -168,7 +168,7 @@ def test_every_learnable_constant_gets_a_gradient_and_the_others_are_fixed() -> 
             (parameter,) = neuron.parameters()
             with interpreted():
                 y, state = neuron(torch.rand(12, 2, 3))
-            (y.sum() + sum(s.sum() for s in state)).backward()
+                (y.sum() + sum(s.sum() for s in state)).backward()
             assert bool((parameter.grad != 0).all()), f"{name}: {one} has no gradient"
 
 
@@ -282,7 +282,8 @@ def test_nan_and_infinity_are_found_where_they_are(name: str, value: float) -> N
     for step_, sample in ((0, 0), (3, 1), (9, 2)):
         x = torch.rand(10, 3, 4)
         x[step_, sample, 2] = value
-        with pytest.raises(NonFiniteError, match=f"{name} expected finite input, got NaN or infinity first at step {step_} of sample {sample}"):
+        where = f"{name} expected finite input, got NaN or infinity first at step {step_} of sample {sample}"
+        with interpreted(), pytest.raises(NonFiniteError, match=where):
             neuron(x)
 
 
@@ -292,10 +293,11 @@ def test_nan_in_the_padding_is_nobodys_business_but_before_it_is() -> None:
     lengths = torch.tensor([10, 6, 0])
     x[:, 2] = math.inf
     for layer in (LIF(4), ALIF(4), LIF(4, engine="reference"), Recurrent(LIF(4), Dense(4, 4))):
-        y, _ = layer(x, lengths=lengths)
-        assert bool(torch.isfinite(y).all())
-        with pytest.raises(NonFiniteError, match="step 6 of sample 1"):
-            layer(x, lengths=torch.tensor([10, 7, 0]))
+        with interpreted():
+            y, _ = layer(x, lengths=lengths)
+            assert bool(torch.isfinite(y).all())
+            with pytest.raises(NonFiniteError, match="step 6 of sample 1"):
+                layer(x, lengths=torch.tensor([10, 7, 0]))
 
 
 def test_other_ways_to_nan() -> None:
