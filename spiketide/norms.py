@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from .errors import ParameterError, ShapeError
 from .layer import Layer
-from .shapes import check_input, check_state, silence_padding, time_mask
+from .shapes import check_input, check_state, silence_padding, sizes, time_mask
 from .types import State
 
 _BY_BATCH = (
@@ -82,9 +82,7 @@ class BatchNorm(Layer):
         self, n: int | tuple[int, ...], *, momentum: float = 0.1, eps: float = 1e-5, affine: bool = True
     ) -> None:
         super().__init__()
-        self.shape = (n,) if isinstance(n, int) else tuple(n)
-        if not self.shape or min(self.shape) < 1:
-            raise ParameterError(f"BatchNorm expected a size or a shape of sizes above 0, got {n!r}.")
+        self.shape = sizes("BatchNorm", n)
         if not 0.0 <= momentum <= 1.0:
             raise ParameterError(f"BatchNorm expected momentum in [0, 1], got {momentum!r}.")
         if not (eps > 0.0 and math.isfinite(eps)):

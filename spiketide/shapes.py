@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
-from .errors import ShapeError
+from .errors import ParameterError, ShapeError
 from .types import State, leaves
+
+
+def sizes(owner: str, n: object) -> tuple[int, ...]:
+    """A layer's feature shape from ``n=256`` or ``n=(32, 14, 14)``.
+
+    Raises:
+        ParameterError: not positive integers.
+    """
+    shape = tuple(n) if isinstance(n, (tuple, list, torch.Size)) else (n,)
+    if not shape or any(isinstance(k, bool) or not isinstance(k, Integral) or k < 1 for k in shape):
+        raise ParameterError(f"{owner} expected positive sizes, n=256 or n=(32, 14, 14), got {n!r}.")
+    return tuple(int(k) for k in shape)
 
 
 def time_mask(lengths: Tensor, steps: int) -> Tensor:

@@ -129,9 +129,9 @@ def test_every_exemption_is_for_training_only() -> None:
 @pytest.mark.parametrize(
     ("n", "arguments", "message"),
     [
-        (0, {}, "sizes above 0"),
-        ((), {}, "sizes above 0"),
-        ((3, -1), {}, "sizes above 0"),
+        (0, {}, "positive sizes"),
+        ((), {}, "positive sizes"),
+        ((3, -1), {}, "positive sizes"),
         (3, {"momentum": 1.5}, "momentum"),
         (3, {"eps": 0.0}, "eps"),
         (3, {"eps": float("inf")}, "eps"),

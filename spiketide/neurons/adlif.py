@@ -46,8 +46,9 @@ class AdLIF(Neuron):
 
     The sub-threshold system is stable for ``-1 < coupling < (1 + d)(1 + r) / ((1 - d)(1 - r))`` with the decays ``d`` and
     ``r``: its determinant is ``d r`` and its trace ``d + r - (1 - d)(1 - r) coupling``. The parametrisation keeps a learnable
-    coupling in (-1, 1), stable for every time constant. That is for ``scale_input=True``; with the bare input, ``v' = decay_mem v + x - w'``,
-    the lower bound is ``-(1 - d)``: a more negative coupling feeds the membrane more than its leak takes.
+    coupling in (-1, 1), stable for every time constant. That is for ``scale_input=True``; with the bare input,
+    ``v' = decay_mem v + x - w'``, the lower bound is
+    ``-(1 - d)``: a more negative coupling feeds the membrane more than its leak takes.
 
     Example:
         >>> import torch
@@ -72,7 +73,8 @@ class AdLIF(Neuron):
     Raises:
         ParameterError: as :class:`LIF`; coupling outside (-1, 1).
 
-    Reference: Bittar & Garner 2022; update order chosen in trials on QTDB. Differs from Bittar & Garner: explicit (1 - decay_adapt), reset one step later without the decay factor.
+    Reference: Bittar & Garner 2022; update order chosen in trials on QTDB. Differs from Bittar & Garner: explicit
+        (1 - decay_adapt), reset one step later without the decay factor.
     """
 
     states = ("v", "w", "s")

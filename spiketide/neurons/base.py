@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral, Real
+from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -16,6 +16,7 @@ from ..init import Init
 from ..layer import Layer, check_input, check_state
 from ..scan.autograd import choose_engine, recurrent_scan_registered, scan_registered
 from ..scan.dynamics import Dynamics, entry, register
+from ..shapes import sizes
 from ..surrogate import ATan, Surrogate
 from ..types import State
 
@@ -24,14 +25,6 @@ Value: TypeAlias = float | Tensor | Init | Callable[..., Tensor]
 """A constant as the user gives it: a number, a tensor, or an initialiser ``init(shape) -> Tensor``."""
 
 RESETS = ("soft", "soft_detached", "hard", "hard_detached", "none")
-
-
-def shape_of(n: Size) -> tuple[int, ...]:
-    """``n`` as a tuple of positive sizes."""
-    shape = tuple(n) if isinstance(n, Iterable) else (n,)
-    if not shape or not all(isinstance(k, Integral) and not isinstance(k, bool) and k > 0 for k in shape):
-        raise ParameterError(f"expected positive sizes, n=256 or n=(32, 14, 14), got {n!r}.")
-    return tuple(int(k) for k in shape)
 
 
 def check_dt(dt: float) -> float:
@@ -281,7 +274,7 @@ class Neuron(Layer):
         checkpoint: int | None = None,
     ) -> None:
         super().__init__()
-        self.shape = shape_of(n)
+        self.shape = sizes(type(self).__name__, n)
         self.surrogate = surrogate if surrogate is not None else ATan(2.0)
         self.dt = check_dt(dt)
         if checkpoint is not None and (

@@ -19,8 +19,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from ..errors import EngineError, SpiketideError
 from ..surrogate import Surrogate, use
 

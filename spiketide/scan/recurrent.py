@@ -28,8 +28,8 @@ _PER_STEP = 8  # a recurrent neuron-step costs about this many plain ones, by it
 ROWS_UP_TO = 0.55
 """Share of spiking neurons up to which rows are added one by one; above, four samples share a pass over the matrix.
 
-Measured on one core at N = 256: 100 steps of 16 samples take 3.4 ms at a rate of 0.15 and 6.5 ms at 0.46 row by row, 6.3 to 7.6 ms with
-the shared pass. Both ways add in the same order and give the same bits, so the choice is made anew at every step.
+Measured on one core at N = 256: 100 steps of 16 samples take 3.4 ms at a rate of 0.15 and 6.5 ms at 0.46 row by row, 6.3 to
+7.6 ms with the shared pass. Both ways add in the same order and give the same bits, so the choice is made anew at every step.
 """
 
 _ADD_ROWS = """

@@ -92,6 +92,12 @@ class Collector(L.Callback):
         """Layer -> spikes per step of each neuron."""
         return {name: (count / self._steps).numpy() for name, count in self._counts.items()}
 
+    @property
+    def rate(self) -> float:
+        """Spikes per neuron and valid step, over all neurons; 0 when none of them spikes by nature."""
+        counts = list(self._counts.values())
+        return float(torch.cat([c.flatten() for c in counts]).mean() / self._steps) if counts else 0.0
+
     def confusion(self, classes: int) -> np.ndarray:
         """Counts ``(C, C)``, rows true."""
         pairs = torch.cat(self.labels) * classes + torch.cat(self.predictions)

@@ -186,7 +186,7 @@ def test(folder: RunFolder, *, again: bool = False) -> dict[str, Any]:
         result = {
             "test_accuracy": collector.accuracy,
             "test_loss": metrics["test/loss"],
-            "firing_rate": metrics["test/rate"],
+            "firing_rate": collector.rate,
             "firing_rates": {name: float(rates.mean()) for name, rates in collector.rates.items()},
             "synaptic_operations": collector.operations.sparse_per_sample,
             "dense_operations": collector.operations.dense_per_sample,
