@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# Idle threads of torch and Numba sleep instead of spinning: on a busy machine spinning costs a factor of four.
+export OMP_WAIT_POLICY ?= passive
+
 
 .PHONY: demo test lint bench format clean help
 

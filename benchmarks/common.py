@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -75,10 +76,13 @@ def table(title: str, rows: Sequence[Sequence[Any]], head: Sequence[str]) -> Non
             print("  " + "  ".join("-" * w for w in widths))
 
 
-def _peak(function: Callable[[], Callable[[], Any]], threads: int, pipe: Any) -> None:
+def _peak(
+    function: Callable[[], tuple[Callable[[], Any], Callable[[], Any]]], threads: int, pipe: Any
+) -> None:
     torch.set_num_threads(threads)
-    step = function()
-    step()  # compiled kernels, thread pools and libraries are not the step's memory
+    small, step = function()
+    small()  # compiled kernels, thread pools and libraries are not the step's memory
+    gc.collect()
     base = _resident()
     _reset_peak()
     for _ in range(3):
@@ -106,8 +110,11 @@ def _peak_resident() -> float:
     return int(line.split()[1]) / 1024
 
 
-def peak_memory(function: Callable[[], Callable[[], Any]]) -> float:
-    """Peak resident memory of a step over the memory before it, in MiB, in a fresh process (Linux)."""
+def peak_memory(function: Callable[[], tuple[Callable[[], Any], Callable[[], Any]]]) -> float:
+    """Peak resident memory of a step over the memory before the first one, in MiB, in a fresh process (Linux).
+
+    ``function`` makes the step and a small one of the same kind, which warms up; inputs and weights exist before.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(False)
     process = context.Process(target=_peak, args=(function, torch.get_num_threads(), theirs))

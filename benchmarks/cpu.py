@@ -1,6 +1,6 @@
 """Speed on the CPU: ours against the same step without neurons, against a plain loop, and against peers where installed.
 
-    python benchmarks/cpu.py [--quick] [--only w1,w2,scan,memory,recurrent] [--json]
+    OMP_WAIT_POLICY=passive python benchmarks/cpu.py [--quick] [--only w1,w2,scan,memory,recurrent] [--json]
 
 Every figure is behind a parity gate: spikes equal to the reference loop's, gradients within 1e-4 of them.
 Entries run interleaved in one process; the ratio is the median over rounds of the ratio within a round.
@@ -380,30 +380,22 @@ def recurrent(rounds: int) -> dict[str, Any]:
     }
 
 
-def _memory_ours() -> Callable[[], None]:
-    torch.manual_seed(0)
-    model = Ours(nn.Linear(512, 512))
-    return training_step(model, binary(500, 16, 512), list(model.parameters()))
-
-
-def _memory_loop() -> Callable[[], None]:
+def _memory_of(kind: str) -> tuple[Callable[[], None], Callable[[], None]]:
     torch.manual_seed(0)
     linear = nn.Linear(512, 512)
-    return training_step(TorchLoop(linear), binary(500, 16, 512), list(linear.parameters()))
-
-
-def _memory_floor() -> Callable[[], None]:
-    torch.manual_seed(0)
-    linear = nn.Linear(512, 512)
-    return training_step(linear, binary(500, 16, 512), list(linear.parameters()))
+    model = {"floor": lambda: linear, "ours": lambda: Ours(linear), "loop": lambda: TorchLoop(linear)}[kind]()
+    weights = list(model.parameters())
+    # a few steps of the same density take the same way through the library
+    small, full = binary(40, 16, 512), binary(500, 16, 512)
+    return training_step(model, small, weights), training_step(model, full, weights)
 
 
 def memory() -> dict[str, Any]:
     """Peak resident memory of W1-512 over the memory before the step, in MiB."""
     peaks = {
-        "linear only (floor)": peak_memory(_memory_floor),
-        "spiketide": peak_memory(_memory_ours),
-        "torch loop": peak_memory(_memory_loop),
+        "linear only (floor)": peak_memory(functools.partial(_memory_of, "floor")),
+        "spiketide": peak_memory(functools.partial(_memory_of, "ours")),
+        "torch loop": peak_memory(functools.partial(_memory_of, "loop")),
     }
     return {"MiB": peaks, "share_of_loop": peaks["spiketide"] / peaks["torch loop"]}
 

@@ -94,7 +94,9 @@ def check_state(layer: object, state: State, expected: State) -> None:
     name = type(layer).__name__
     got, want = leaves(state), leaves(expected)
     if not isinstance(state, tuple) or not all(isinstance(leaf, Tensor) for leaf in got):
-        raise ShapeError(f"{name} expected a tuple of tensors as its state, as it returned it, got {_kinds(state)}; None begins.")
+        raise ShapeError(
+            f"{name} expected a tuple of tensors as its state, as it returned it, got {_kinds(state)}; None begins."
+        )
     if len(got) != len(want):
         raise ShapeError(
             f"{name} expected a state of {len(want)} tensors, got {len(got)}: a state belongs to the layer that "

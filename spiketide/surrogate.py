@@ -74,7 +74,9 @@ class Surrogate(ABC):
     def __setattr__(self, name: str, value: Any) -> None:
         # kernels are compiled for the constants, and equal surrogates share them
         if name in self.__dict__:
-            raise ParameterError(f"a {type(self).__name__} is constant: make a new one instead of setting {name}.")
+            raise ParameterError(
+                f"a {type(self).__name__} is constant: make a new one instead of setting {name}."
+            )
         super().__setattr__(name, value)
 
     def _constants(self) -> tuple[tuple[str, Any], ...]:

@@ -23,7 +23,9 @@ def assert_fires(y: Tensor, what: str = "the fixture") -> None:
     """A silent (or a saturated) net passes any comparison, so every spiking fixture is asked for its rate first."""
     assert set(y.detach().unique().tolist()) <= {0.0, 1.0}, f"{what} gives no spikes but {y.unique()[:5]}"
     rate = float(y.detach().mean())
-    assert LOWEST_RATE <= rate <= HIGHEST_RATE, f"{what} fires at {rate:.1%}: it would pass whatever is computed"
+    assert LOWEST_RATE <= rate <= HIGHEST_RATE, (
+        f"{what} fires at {rate:.1%}: it would pass whatever is computed"
+    )
 
 
 def assert_near(got: Tensor, want: Tensor, rtol: float, what: str = "") -> None:
@@ -53,7 +55,11 @@ def interpreted() -> Iterator[None]:
     def dispatcher(self: Kernel, parallel: bool) -> Callable[..., Any]:
         # helpers printed beside the kernel are compiled functions too
         names = dict(self.function.__globals__)
-        names |= {k: v.py_func for k, v in names.items() if getattr(v, "__module__", None) == self.function.__module__ and hasattr(v, "py_func")}
+        names |= {
+            k: v.py_func
+            for k, v in names.items()
+            if getattr(v, "__module__", None) == self.function.__module__ and hasattr(v, "py_func")
+        }
         plain = types.FunctionType(self.function.__code__, names)
 
         def run(*arguments: Any) -> Any:
@@ -156,7 +162,10 @@ def scanned(
 
 def assert_parity(got: Outcome, want: Outcome, *, rtol: float, bits: bool = True) -> None:
     """Outputs and final state equal (to the bit, if asked), gradients within ``rtol`` of the largest."""
-    for what, a, b in [("outputs", got.y, want.y), *((f"state {k}", *p) for k, p in enumerate(zip(got.final, want.final, strict=True)))]:
+    for what, a, b in [
+        ("outputs", got.y, want.y),
+        *((f"state {k}", *p) for k, p in enumerate(zip(got.final, want.final, strict=True))),
+    ]:
         if bits:
             assert_same(a, b, what)
         else:

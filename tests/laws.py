@@ -33,7 +33,9 @@ def near(got: Tensor, want: Tensor, what: str) -> None:
     """Equal up to rounding; spikes (values 0 and 1 only) exactly."""
     values = want.detach().unique()
     binary = values.numel() <= 2 and bool(((values == 0) | (values == 1)).all())
-    assert_near(got.detach(), want.detach(), 0.0 if binary else RTOL if want.dtype == torch.float32 else 1e-12, what)
+    assert_near(
+        got.detach(), want.detach(), 0.0 if binary else RTOL if want.dtype == torch.float32 else 1e-12, what
+    )
 
 
 def near_state(got: Any, want: Any, what: str) -> None:
@@ -78,7 +80,9 @@ def streaming(layer: Layer, x: Tensor) -> None:
             outputs, state = [], None
             for k, part in enumerate(x.split(sizes)):
                 y, state = seeded(layer, part, state) if k == 0 else layer(part, state)
-                assert y.shape[0] == part.shape[0], f"a chunk of {part.shape[0]} steps came out with {y.shape[0]}"
+                assert y.shape[0] == part.shape[0], (
+                    f"a chunk of {part.shape[0]} steps came out with {y.shape[0]}"
+                )
                 outputs.append(y)
             near(torch.cat(outputs), whole, f"streamed in chunks of {sizes}")
             near_state(state, end, f"streamed in chunks of {sizes}")
@@ -92,7 +96,9 @@ def causality(layer: Layer, x: Tensor) -> None:
     assert not torch.equal(other, x)
     with torch.no_grad():
         before, after = seeded(layer, x)[0], seeded(layer, other)[0]
-    assert not torch.equal(before[cut:], after[cut:]), "the future changed nothing at all: this input tests nothing"
+    assert not torch.equal(before[cut:], after[cut:]), (
+        "the future changed nothing at all: this input tests nothing"
+    )
     assert torch.equal(before[:cut], after[:cut]), "the future changed the past"
     given = x.clone().requires_grad_()
     y, _ = seeded(layer, given)
@@ -114,7 +120,9 @@ def batch_independence(layer: Layer, x: Tensor) -> None:
         for b in range(batch):
             y, state = seeded(layer, x[:, b : b + 1])
             near(y[:, 0], whole[:, b], f"sample {b} alone")
-            near_state(map_state(lambda s: s[0], state), map_state(lambda s, b=b: s[b], end), f"sample {b} alone")
+            near_state(
+                map_state(lambda s: s[0], state), map_state(lambda s, b=b: s[b], end), f"sample {b} alone"
+            )
         turned, _ = seeded(layer, x.flip(1))
         near(turned.flip(1), whole, "in another order")
 
@@ -144,7 +152,9 @@ def _snapshot(layer: Layer) -> tuple[dict[str, Tensor], dict[str, str]]:
     plain = {}
     for name, module in layer.named_modules():
         for key, value in vars(module).items():
-            if not key.startswith(("_parameters", "_buffers", "_modules")) and not isinstance(value, (Tensor, nn.Module)):
+            if not key.startswith(("_parameters", "_buffers", "_modules")) and not isinstance(
+                value, (Tensor, nn.Module)
+            ):
                 plain[f"{name}.{key}"] = repr(value)
     return tensors, plain
 
@@ -159,7 +169,9 @@ def purity(layer: Layer, x: Tensor) -> None:
     carried, copied = detach(state), map_state(lambda s: s.detach().clone(), state)
     layer(x, carried)
     tensors_after, plain_after = _snapshot(layer)
-    assert tensors_after.keys() == tensors.keys(), f"tensors kept in the module: {tensors_after.keys() ^ tensors.keys()}"
+    assert tensors_after.keys() == tensors.keys(), (
+        f"tensors kept in the module: {tensors_after.keys() ^ tensors.keys()}"
+    )
     for path, tensor in tensors.items():
         assert torch.equal(tensors_after[path], tensor), f"{path} was changed by a forward"
     assert plain_after == plain, f"attributes changed: {set(plain_after.items()) ^ set(plain.items())}"
@@ -189,7 +201,9 @@ def lengths(layer: Layer, x: Tensor) -> None:
             assert not bool(y[size:, b].any()), f"sample {b} of length {size} is not 0 past its end"
             alone, alone_end = layer(x[:size, b : b + 1])
             near(y[:size, b], alone[:, 0], f"sample {b} of length {size}")
-            near_state(map_state(lambda s, b=b: s[b], end), map_state(lambda s: s[0], alone_end), f"sample {b}")
+            near_state(
+                map_state(lambda s, b=b: s[b], end), map_state(lambda s: s[0], alone_end), f"sample {b}"
+            )
         full, full_end = layer(x, lengths=torch.full((x.shape[1],), steps, dtype=torch.int32))
         free, free_end = layer(x)
         near(full, free, "with every length full")
@@ -224,12 +238,18 @@ def padding(layer: Layer, x: Tensor) -> None:
         y, state = seeded(layer, given, lengths=sizes)
         assert bool(torch.isfinite(y).all()), f"{garbage} in the padding came out"
         assert not bool(y.detach()[past].any()), f"{garbage} in the padding: the output there is not 0"
-        loss = y.square().sum() + y.sum() + sum(leaf.square().sum() for leaf in leaves(state) if leaf.is_floating_point())
+        loss = (
+            y.square().sum()
+            + y.sum()
+            + sum(leaf.square().sum() for leaf in leaves(state) if leaf.is_floating_point())
+        )
         parameters = [p for p in layer.parameters() if p.requires_grad]
         grads = torch.autograd.grad(loss, [given, *parameters], allow_unused=True)
         assert grads[0] is not None
         assert not bool(grads[0][past].any()), f"{garbage} in the padding got a gradient"
-        outcomes.append([y.detach(), *(leaf.detach() for leaf in leaves(state)), *(g for g in grads if g is not None)])
+        outcomes.append(
+            [y.detach(), *(leaf.detach() for leaf in leaves(state)), *(g for g in grads if g is not None)]
+        )
     for outcome in outcomes[1:]:
         for a, b in zip(outcome, outcomes[0], strict=True):
             assert bool(torch.isfinite(a).all()), "garbage in the padding made a gradient NaN"
@@ -246,7 +266,9 @@ def state_tree(layer: Layer, x: Tensor) -> None:
     assert isinstance(state, tuple), f"the state is a {type(state).__name__}, not a tuple"
     for leaf in leaves(state):
         assert isinstance(leaf, Tensor), f"the state holds a {type(leaf).__name__}"
-        assert leaf.shape[:1] == x.shape[1:2], f"a state tensor {tuple(leaf.shape)} does not begin with the batch"
+        assert leaf.shape[:1] == x.shape[1:2], (
+            f"a state tensor {tuple(leaf.shape)} does not begin with the batch"
+        )
     again, again_end = layer(x, state)
     cut, cut_end = layer(x, detach(state))
     near(cut, again, "after detach")
@@ -270,7 +292,9 @@ def float64(layer: Layer, x: Tensor) -> None:
         y, end = seeded(wide, x.double())
     assert y32.dtype == torch.float32 and y.dtype == torch.float64, f"outputs {y32.dtype} and {y.dtype}"
     for leaf32, leaf in zip(leaves(end32), leaves(end), strict=True):
-        assert leaf32.dtype == torch.float32 and leaf.dtype == torch.float64, f"states {leaf32.dtype} and {leaf.dtype}"
+        assert leaf32.dtype == torch.float32 and leaf.dtype == torch.float64, (
+            f"states {leaf32.dtype} and {leaf.dtype}"
+        )
     if y.numel() and layer.training is False:
         # a spike at the threshold may fall on either side; most do not
         assert float(((y32 - y).abs() > 1e-4 * y.abs().max()).double().mean()) < 0.02
@@ -323,8 +347,16 @@ def derivative(layer: Layer, x: Tensor) -> None:
     for neuron in (m for m in layer.modules() if isinstance(m, Neuron)):
         plain = neuron.dynamics._replace(step_vjp=None)
         found = []
-        for run in (lambda i, n=neuron: n(i), lambda i, n=neuron, d=plain: scan(d, i, None, n.coefs(), n.surrogate, engine="reference")):
-            given = draw(x, 3).flatten()[: 12 * 2 * math.prod(neuron.shape)].view(12, 2, *neuron.shape).requires_grad_()
+        for run in (
+            lambda i, n=neuron: n(i),
+            lambda i, n=neuron, d=plain: scan(d, i, None, n.coefs(), n.surrogate, engine="reference"),
+        ):
+            given = (
+                draw(x, 3)
+                .flatten()[: 12 * 2 * math.prod(neuron.shape)]
+                .view(12, 2, *neuron.shape)
+                .requires_grad_()
+            )
             y, state = run(given)
             cotangent = torch.arange(1.0, 13.0, dtype=y.dtype).view(-1, *[1] * (y.dim() - 1))
             loss = (cotangent * y).sum() + sum(s.square().sum() for s in leaves(state))

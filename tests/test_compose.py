@@ -94,7 +94,12 @@ def test_sequential_of_nothing_and_of_wrong_things() -> None:
 
 
 def test_framewise_is_the_module_at_every_step() -> None:
-    for module, shape in [(nn.Linear(4, 3), (4,)), (nn.MaxPool2d(2), (2, 4, 4)), (nn.Flatten(), (2, 3)), (nn.Tanh(), (3, 2))]:
+    for module, shape in [
+        (nn.Linear(4, 3), (4,)),
+        (nn.MaxPool2d(2), (2, 4, 4)),
+        (nn.Flatten(), (2, 3)),
+        (nn.Tanh(), (3, 2)),
+    ]:
         x = torch.rand(5, 3, *shape)
         y, state = Framewise(module)(x)
         assert state == ()
@@ -117,7 +122,10 @@ def test_framewise_is_the_module_at_every_step() -> None:
     ids=lambda m: type(m).__name__,
 )
 def test_modules_that_have_a_better_place_are_refused(module: nn.Module) -> None:
-    with pytest.raises(ParameterError, match=r"does not fit a sequence step by step: use spiketide\.BatchNorm, spiketide\.Dropout"):
+    with pytest.raises(
+        ParameterError,
+        match=r"does not fit a sequence step by step: use spiketide\.BatchNorm, spiketide\.Dropout",
+    ):
         Framewise(module)
     with pytest.raises(ParameterError, match="does not fit"):
         Sequential(LIF(3), module)
@@ -128,7 +136,9 @@ def test_framewise_refuses_layers_and_other_things() -> None:
         Framewise(LIF(3))
     with pytest.raises(ParameterError, match="got builtin_function_or_method"):
         Framewise(torch.relu)  # type: ignore[arg-type]
-    with pytest.raises(ParameterError, match=r"holds a LIF, a layer with a time axis: use spiketide\.Sequential"):
+    with pytest.raises(
+        ParameterError, match=r"holds a LIF, a layer with a time axis: use spiketide\.Sequential"
+    ):
         Sequential(nn.Sequential(nn.Linear(3, 3), LIF(3)))
     with pytest.raises(ShapeError, match=r"Framewise expected \(T, B, \*N\), got \(2, 3\)"):
         Framewise(nn.Tanh())(torch.rand(2, 3))
@@ -163,7 +173,12 @@ def by_hand(layer: Recurrent, x: Tensor) -> tuple[Tensor, Tensor]:
         (lambda: Recurrent(ALIF(5, threshold=0.1), strong(Dense(5, 5))), (5,)),
         (lambda: Recurrent(LIF((2, 6), tau_mem=6.0), strong(Conv1d(2, 2, 3, padding=1))), (2, 6)),
         (lambda: Recurrent(LIF((1, 4, 4), tau_mem=6.0), strong(Conv2d(1, 1, 3, padding=1))), (1, 4, 4)),
-        (lambda: Recurrent(LIF(5, tau_mem=6.0), Sequential(strong(Dense(5, 5)), LeakyIntegrator(5, tau_mem=3.0))), (5,)),
+        (
+            lambda: Recurrent(
+                LIF(5, tau_mem=6.0), Sequential(strong(Dense(5, 5)), LeakyIntegrator(5, tau_mem=3.0))
+            ),
+            (5,),
+        ),
         (lambda: Recurrent(LIF(5, tau_mem=6.0), Framewise(nn.Linear(5, 5))), (5,)),
     ],
 )
@@ -216,11 +231,16 @@ def test_recurrent_of_no_steps() -> None:
 
 
 def test_recurrent_refusals() -> None:
-    with pytest.raises(ParameterError, match=r"Recurrent expected a neuron first, got Dense: Recurrent\(LIF\(n\), Dense\(n, n\)\)"):
+    with pytest.raises(
+        ParameterError,
+        match=r"Recurrent expected a neuron first, got Dense: Recurrent\(LIF\(n\), Dense\(n, n\)\)",
+    ):
         Recurrent(Dense(5, 5), LIF(5))  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="Recurrent expected a synapse second, got Linear"):
         Recurrent(LIF(5), nn.Linear(5, 5))  # type: ignore[arg-type]
-    with pytest.raises(ParameterError, match=r"Recurrent expected Dense\(5, 5\) for \(5,\) neurons, got Dense\(5, 6\)"):
+    with pytest.raises(
+        ParameterError, match=r"Recurrent expected Dense\(5, 5\) for \(5,\) neurons, got Dense\(5, 6\)"
+    ):
         Recurrent(LIF(5), Dense(5, 6))
     with pytest.raises(ParameterError, match=r"got Dense\(4, 5\)"):
         Recurrent(LIF(5), Dense(4, 5))
@@ -253,7 +273,9 @@ def test_bidirectional_is_one_layer_ahead_and_one_back() -> None:
         back, _ = layer.back(x[:size, b : b + 1].flip(0))
         assert_same(y[:size, b, 5:], back.flip(0)[:, 0])
     assert not bool(y[6:, 1].any()) and not bool(y[:, 2].any())
-    assert not torch.equal(layer.ahead.synapse.weight, layer.back.synapse.weight), "the two directions begin with the same weights"
+    assert not torch.equal(layer.ahead.synapse.weight, layer.back.synapse.weight), (
+        "the two directions begin with the same weights"
+    )
     assert {n.split(".")[0] for n, _ in layer.named_parameters()} == {"ahead", "back"}
     maps, _ = Bidirectional(LIF((2, 3, 3)))(torch.rand(4, 2, 2, 3, 3))
     assert maps.shape == (4, 2, 4, 3, 3)
@@ -277,7 +299,9 @@ def test_residual_adds_its_input() -> None:
     assert not bool(padded[4:, 1].any()) and not bool(padded[:, 2].any())
     assert_same(padded[:4, 1], y[:4, 1])
     assert isinstance(Residual(nn.Tanh()).layer, Framewise)
-    with pytest.raises(ShapeError, match=r"Residual expected a layer that keeps \(10, 3, 4\), got \(10, 3, 5\) out of it"):
+    with pytest.raises(
+        ShapeError, match=r"Residual expected a layer that keeps \(10, 3, 4\), got \(10, 3, 5\) out of it"
+    ):
         Residual(Dense(4, 5))(x)
 
 

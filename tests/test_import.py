@@ -34,7 +34,13 @@ BUDGET = 0.3
 def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *options, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=environment, timeout=120
+        [sys.executable, *options, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=120,
     )
 
 
@@ -76,7 +82,9 @@ def test_it_is_quick() -> None:
         figures += [cost() for _ in range(3)]
         if statistics.median(figures[-3:]) < BUDGET:
             return
-    raise AssertionError(f"import spiketide costs {[round(f, 2) for f in figures]} s, the budget is {BUDGET} s")
+    raise AssertionError(
+        f"import spiketide costs {[round(f, 2) for f in figures]} s, the budget is {BUDGET} s"
+    )
 
 
 def test_the_clock_would_notice() -> None:

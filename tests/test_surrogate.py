@@ -50,7 +50,15 @@ ALL: list[Surrogate] = [
     Boxcar(),
     Boxcar(0.5, 2.0),
 ]
-INTEGRALS = {ATan: 1.0, Sigmoid: 1.0, Triangle: 1.0, Gaussian: 0.5, MultiGaussian: 0.425, SLAYER: 0.4, Boxcar: 1.0}
+INTEGRALS = {
+    ATan: 1.0,
+    Sigmoid: 1.0,
+    Triangle: 1.0,
+    Gaussian: 0.5,
+    MultiGaussian: 0.425,
+    SLAYER: 0.4,
+    Boxcar: 1.0,
+}
 
 
 def points(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -63,7 +71,9 @@ def at(surrogate: Surrogate, x: float) -> float:
 
 
 def test_every_surrogate_of_the_module_is_looked_at() -> None:
-    known = {c for c in vars(spiketide.surrogate).values() if isinstance(c, type) and issubclass(c, Surrogate)}
+    known = {
+        c for c in vars(spiketide.surrogate).values() if isinstance(c, type) and issubclass(c, Surrogate)
+    }
     assert known - {Surrogate, Smooth} == {type(s) for s in ALL}
     assert len(known) == 10
 
@@ -106,7 +116,9 @@ def test_far_away_it_is_small_and_finite(surrogate: Surrogate) -> None:
 def test_symmetric_and_integrating_to_what_it_says(surrogate: Surrogate) -> None:
     x = points()
     assert_near(surrogate.derivative(-x), surrogate.derivative(x), 1e-12)
-    rise = float(surrogate.primitive(torch.tensor(1e6).double()) - surrogate.primitive(torch.tensor(-1e6).double()))
+    rise = float(
+        surrogate.primitive(torch.tensor(1e6).double()) - surrogate.primitive(torch.tensor(-1e6).double())
+    )
     grid = torch.linspace(-40, 40, 800_001, dtype=torch.float64)
     inside = float(surrogate.primitive(grid[-1]) - surrogate.primitive(grid[0]))
     assert float(torch.trapezoid(surrogate.derivative(grid), grid)) == pytest.approx(inside, rel=2e-4)
@@ -172,7 +184,15 @@ def test_fast_sigmoid_of_zenke_and_ganguli() -> None:
 
 def test_boxcar() -> None:
     box = Boxcar(width=0.5, height=2.0)
-    assert [at(box, x) for x in (-0.26, -0.25, -0.24, 0.0, 0.24, 0.25, 0.26)] == [0.0, 0.0, 2.0, 2.0, 2.0, 0.0, 0.0]
+    assert [at(box, x) for x in (-0.26, -0.25, -0.24, 0.0, 0.24, 0.25, 0.26)] == [
+        0.0,
+        0.0,
+        2.0,
+        2.0,
+        2.0,
+        0.0,
+        0.0,
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------- constants

@@ -86,7 +86,10 @@ def test_every_error_is_ours_and_also_the_builtin_one() -> None:
 
 
 def test_unknown_names_the_nearest_and_all() -> None:
-    assert unknown("reset", "sotf", ["soft", "hard"]) == "unknown reset 'sotf'; did you mean 'soft'? Known: hard, soft"
+    assert (
+        unknown("reset", "sotf", ["soft", "hard"])
+        == "unknown reset 'sotf'; did you mean 'soft'? Known: hard, soft"
+    )
     assert unknown("reset", "qqq", ["soft", "hard"]) == "unknown reset 'qqq'. Known: hard, soft"
     assert unknown("thing", 3, []) == "unknown thing '3'. Known: (none)"
     assert "Known: 1, 2" in unknown("number", "x", [2, 1])
@@ -125,7 +128,11 @@ def test_check_input() -> None:
 
 def test_check_lengths() -> None:
     x = torch.zeros(5, 2, 7)
-    for good in (torch.tensor([0, 5]), torch.tensor([1, 2], dtype=torch.int32), torch.tensor([3, 3], dtype=torch.uint8)):
+    for good in (
+        torch.tensor([0, 5]),
+        torch.tensor([1, 2], dtype=torch.int32),
+        torch.tensor([3, 3], dtype=torch.uint8),
+    ):
         check_lengths("Thing", x, good)
     check_lengths("Thing", torch.zeros(5, 0, 7), torch.zeros(0, dtype=torch.int64))
     for bad, message in [
@@ -149,9 +156,13 @@ def test_check_state() -> None:
     v = torch.zeros(2, 7)
     check((v,), (v,))
     check((), ())
-    with pytest.raises(ShapeError, match="Thing expected a state of 1 tensors, got 2: a state belongs to the layer"):
+    with pytest.raises(
+        ShapeError, match="Thing expected a state of 1 tensors, got 2: a state belongs to the layer"
+    ):
         check((v, v), (v,))
     with pytest.raises(ShapeError, match="expected a state of 0 tensors, got 1"):
         check((v,), ())
-    with pytest.raises(ShapeError, match=r"shape \(2, 7\), got \(3, 7\): the state is of another batch size or layer"):
+    with pytest.raises(
+        ShapeError, match=r"shape \(2, 7\), got \(3, 7\): the state is of another batch size or layer"
+    ):
         check((torch.zeros(3, 7),), (v,))

@@ -156,22 +156,35 @@ def _forward_source(p: Program, saved: Sequence[int], dtype: torch.dtype) -> str
     stores = [f"z{q}" for q in range(len(saved))]
     args = ["x", "w", "first", "l", *states, *coefs, "y", *stores, "most"]
     text = HEADER + _ADD_ROWS + _FRONT_PRODUCT + f"\n\ndef kernel({', '.join(args)}):\n"
-    text += indent(["steps = y.shape[0]", "n = w.shape[0]", "batch = l.shape[0]", "for u in prange((batch + 3) // 4):"], 1)
+    text += indent(
+        ["steps = y.shape[0]", "n = w.shape[0]", "batch = l.shape[0]", "for u in prange((batch + 3) // 4):"],
+        1,
+    )
     text += indent(["drive = np.zeros((4, n), x.dtype)", "back = np.zeros((4, n), x.dtype)"], 2)
     text += indent(["index = np.empty((4, n), np.int64)", "count = np.zeros(4, np.int64)"], 2)
     text += indent(["tile = min(4, batch - 4 * u)", "for t in range(steps):"], 2)
     text += indent(["spikes = 0", "for i in range(tile):"], 3)
-    text += indent(["b = 4 * u + i", "lo = b * n", "hi = lo + n", "count[i] = 0", "x_ = drive[i]", "r = back[i]"], 4)
+    text += indent(
+        ["b = 4 * u + i", "lo = b * n", "hi = lo + n", "count[i] = 0", "x_ = drive[i]", "r = back[i]"], 4
+    )
     text += indent(["if t >= l[b]:"], 4)
     text += indent(["for j in range(n):", "    x_[j] = 0", "    r[j] = 0", "continue"], 5)
-    text += indent(["current = x[t, lo:hi]", "s = first[lo:hi] if t == 0 else y[t - 1, lo:hi]", "c = 0", "k = index[i]"], 4)
+    text += indent(
+        ["current = x[t, lo:hi]", "s = first[lo:hi] if t == 0 else y[t - 1, lo:hi]", "c = 0", "k = index[i]"],
+        4,
+    )
     text += indent(["for j in range(n):"], 4)
     text += indent(["x_[j] = current[j]", "r[j] = s[j]", "if s[j] != 0:", "    k[c] = j", "    c += 1"], 5)
     text += indent(["count[i] = c", "spikes += c"], 4)
     text += indent(["if spikes > most * 4 * n:", "    front_product(drive, w, back)"], 3)
-    text += indent(["else:", "    for i in range(tile):", "        add_rows(drive[i], w, back[i], index[i], count[i])"], 3)
+    text += indent(
+        ["else:", "    for i in range(tile):", "        add_rows(drive[i], w, back[i], index[i], count[i])"],
+        3,
+    )
     text += indent(["for i in range(tile):"], 3)
-    text += indent(["b = 4 * u + i", "lo = b * n", "hi = lo + n", "x_ = drive[i]", *rows(["y"]), "if t >= l[b]:"], 4)
+    text += indent(
+        ["b = 4 * u + i", "lo = b * n", "hi = lo + n", "x_ = drive[i]", *rows(["y"]), "if t >= l[b]:"], 4
+    )
     text += indent(["for j in range(n):", "    y_[j] = 0", "continue"], 5)
     text += indent([*rows([*states, *coefs], "lo:hi"), *rows(stores), "for j in range(n):"], 4)
     text += indent(body.body, 5)

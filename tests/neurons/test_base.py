@@ -14,7 +14,19 @@ import torch
 from helpers import assert_fires, assert_same, interpreted
 from torch import Tensor, nn
 
-from spiketide import ALIF, IF, LIF, AdLIF, CubaLIF, Dense, LeakyIntegrator, Neuron, Recurrent, StepNeuron, spike
+from spiketide import (
+    ALIF,
+    IF,
+    LIF,
+    AdLIF,
+    CubaLIF,
+    Dense,
+    LeakyIntegrator,
+    Neuron,
+    Recurrent,
+    StepNeuron,
+    spike,
+)
 from spiketide.errors import EngineError, NonFiniteError, ParameterError, ShapeError
 from spiketide.neurons.base import Constant, TimeConstant, traced_by
 from spiketide.surrogate import ATan, FastSigmoid, MultiGaussian
@@ -59,7 +71,9 @@ def test_no_optimiser_leaves_the_range(name: str, discretisation: str, optimiser
                 loss = loss + y.sum() + sum(s.sum() for s in state)
             loss.backward()
         for parameter in neuron.parameters():
-            assert bool(torch.isfinite(parameter.grad).all()), f"the gradient of a constant is not finite in step {i}"
+            assert bool(torch.isfinite(parameter.grad).all()), (
+                f"the gradient of a constant is not finite in step {i}"
+            )
         opt.step()
         for key, value in zip(names, neuron.coefs(), strict=True):
             assert bool(torch.isfinite(value).all()), f"{key} is {value} after {i + 1} steps"
@@ -102,7 +116,9 @@ def test_a_learnable_constant_begins_where_it_was_told(discretisation: str) -> N
 
 def test_decays() -> None:
     assert float(TimeConstant("tau", 20.0, (1,), dt=2.0).decay()) == pytest.approx(math.exp(-0.1))
-    assert float(TimeConstant("tau", 20.0, (1,), dt=2.0, discretisation="euler").decay()) == pytest.approx(0.9)
+    assert float(TimeConstant("tau", 20.0, (1,), dt=2.0, discretisation="euler").decay()) == pytest.approx(
+        0.9
+    )
     assert float(TimeConstant("tau", 1.0, (1,), discretisation="euler").decay()) == 0.0  # no memory at all
     for dt in (0.1, 0.3, 0.7, 1e-3):
         assert abs(float(LIF(1, tau_mem=dt, dt=dt, discretisation="euler").tau_mem.decay())) < 1e-6
@@ -118,7 +134,9 @@ def test_roles_for_the_parameter_groups() -> None:
         "jump.raw": "weights",
         "threshold.raw": "thresholds",
     }
-    assert {n: p.role for n, p in ALIF(3, learn=EVERY["ALIF"][1]).named_parameters()}["adaptation.raw"] == "thresholds"
+    assert {n: p.role for n, p in ALIF(3, learn=EVERY["ALIF"][1]).named_parameters()}[
+        "adaptation.raw"
+    ] == "thresholds"
 
 
 def test_one_constant_per_neuron_per_channel_or_drawn() -> None:
@@ -132,7 +150,11 @@ def test_one_constant_per_neuron_per_channel_or_drawn() -> None:
         return 10.0 + torch.arange(math.prod(shape)).view(shape)
 
     neuron = LIF(4, tau_mem=draw)
-    assert drawn == [(4,)] and neuron.tau_mem().tolist() == [10.0, 11.0, 12.0, 13.0] and not list(neuron.parameters())
+    assert (
+        drawn == [(4,)]
+        and neuron.tau_mem().tolist() == [10.0, 11.0, 12.0, 13.0]
+        and not list(neuron.parameters())
+    )
     LIF((4, 2), tau_mem=draw, learn=("tau_mem",))
     assert drawn[-1] == (4, 1)
     given = torch.tensor([5.0, 10.0])
@@ -143,7 +165,10 @@ def test_one_constant_per_neuron_per_channel_or_drawn() -> None:
     with torch.no_grad():
         both, _ = own(x)
         for k, tau in enumerate((5.0, 10.0)):
-            assert_same(LIF(1, tau_mem=torch.tensor([tau]), learn=("tau_mem",))(x[..., k : k + 1])[0], both[..., k : k + 1])
+            assert_same(
+                LIF(1, tau_mem=torch.tensor([tau]), learn=("tau_mem",))(x[..., k : k + 1])[0],
+                both[..., k : k + 1],
+            )
 
 
 def test_feature_maps_are_dense_layers_of_another_shape() -> None:
@@ -162,7 +187,9 @@ def test_feature_maps_are_dense_layers_of_another_shape() -> None:
 def test_every_learnable_constant_gets_a_gradient_and_the_others_are_fixed() -> None:
     for name, (cls, learn) in EVERY.items():
         fixed = cls(3, learn=())
-        assert not list(fixed.parameters()) and {*dict(fixed.named_buffers())} == {f"{k}.fixed" for k in learn}
+        assert not list(fixed.parameters()) and {*dict(fixed.named_buffers())} == {
+            f"{k}.fixed" for k in learn
+        }
         for one in learn:
             neuron = cls(3, learn=one)  # a bare string is one name
             (parameter,) = neuron.parameters()
@@ -197,18 +224,26 @@ def test_bad_constants_say_what_was_expected() -> None:
     assert "adaptation expected" in refused(lambda: ALIF(3, adaptation=0.0, learn=("adaptation",)))
     assert float(ALIF(3, adaptation=0.0).adaptation()) == 0.0  # a LIF
     # euler: below dt the membrane would change its sign at every step
-    assert "tau_mem expected finite values > 1, got 0.5." in refused(lambda: LIF(3, tau_mem=0.5, discretisation="euler"))
-    assert "> 2, got 1." in refused(lambda: LIF(3, tau_mem=1.0, dt=2.0, discretisation="euler", learn=("tau_mem",)))
+    assert "tau_mem expected finite values > 1, got 0.5." in refused(
+        lambda: LIF(3, tau_mem=0.5, discretisation="euler")
+    )
+    assert "> 2, got 1." in refused(
+        lambda: LIF(3, tau_mem=1.0, dt=2.0, discretisation="euler", learn=("tau_mem",))
+    )
     LIF(3, tau_mem=0.5)
 
 
 def test_shapes_and_kinds_of_constants() -> None:
     assert "broadcasts to (3,), got (2,)" in refused(lambda: LIF(3, tau_mem=torch.ones(2)))
     assert "broadcasts to (2, 3), got (4, 2, 3)" in refused(lambda: LIF((2, 3), tau_mem=torch.ones(4, 2, 3)))
-    assert "an initialiser that returns a tensor, got float" in refused(lambda: LIF(3, tau_mem=lambda shape: 20.0))
+    assert "an initialiser that returns a tensor, got float" in refused(
+        lambda: LIF(3, tau_mem=lambda shape: 20.0)
+    )
     assert "broadcasts to (3,), got (5,)" in refused(lambda: LIF(3, tau_mem=lambda shape: torch.ones(5)))
     for bad in ("20", [20.0, 10.0, 5.0], None):
-        assert "tau_mem expected a number, a tensor or an initialiser" in refused(lambda b=bad: LIF(3, tau_mem=b))
+        assert "tau_mem expected a number, a tensor or an initialiser" in refused(
+            lambda b=bad: LIF(3, tau_mem=b)
+        )
     for bad in (0, -3, 2.5, True, (), (3, 0), (3, -1), (2.0, 3), "12", None):
         assert "expected positive sizes, n=256 or n=(32, 14, 14), got" in refused(lambda b=bad: LIF(b))
     for bad in (0.0, -1.0, math.nan, math.inf, "1", None):
@@ -217,7 +252,9 @@ def test_shapes_and_kinds_of_constants() -> None:
 
 
 def test_unknown_names_give_the_nearest() -> None:
-    assert refused(lambda: LIF(3, reset="sotf")).startswith("unknown reset 'sotf'; did you mean 'soft'? Known: hard, hard_detached, none")
+    assert refused(lambda: LIF(3, reset="sotf")).startswith(
+        "unknown reset 'sotf'; did you mean 'soft'? Known: hard, hard_detached, none"
+    )
     assert "Known: delayed, hard" in refused(lambda: ALIF(3, reset="delay"))
     assert "did you mean 'euler'? Known: euler, exp" in refused(lambda: LIF(3, discretisation="eular"))
     assert refused(lambda: ALIF(3, learn=("tau_adp",))) == (
@@ -243,10 +280,15 @@ def test_wrong_inputs_say_what_to_do() -> None:
             layer(x, *arguments, **options)
         return str(error.value)
 
-    assert message(torch.rand(5, 7)) == "LIF expected (T, B, 7), got (5, 7) with 2 axes. For a single step add the time axis: x.unsqueeze(0)."
+    assert (
+        message(torch.rand(5, 7))
+        == "LIF expected (T, B, 7), got (5, 7) with 2 axes. For a single step add the time axis: x.unsqueeze(0)."
+    )
     assert message(torch.rand(7)) == "LIF expected (T, B, 7), got (7,) with 1 axes."
     assert "got (5, 2, 1, 7) with 4 axes" in message(torch.rand(5, 2, 1, 7))
-    assert "is this batch-first or features-first? spiketide is time-first: x.transpose(0, 1)" in message(torch.rand(2, 7, 5))
+    assert "is this batch-first or features-first? spiketide is time-first: x.transpose(0, 1)" in message(
+        torch.rand(2, 7, 5)
+    )
     assert "spikes are floats here, convert with x.float()" in message(torch.ones(5, 2, 7, dtype=torch.int64))
     assert "got torch.bool" in message(torch.ones(5, 2, 7, dtype=torch.bool))
     assert "expected a tensor (T, B, *N), got ndarray" in message(np.zeros((5, 2, 7)))
@@ -258,13 +300,21 @@ def test_wrong_inputs_say_what_to_do() -> None:
 def test_wrong_states_say_what_to_do() -> None:
     x = torch.rand(5, 2, 7)
     cases: list[tuple[Neuron | Recurrent, Any, str]] = [
-        (LIF(7), (torch.zeros(3, 7),), r"LIF expected state tensors of shape \(2, 7\), got \(3, 7\): the state is of another batch size"),
+        (
+            LIF(7),
+            (torch.zeros(3, 7),),
+            r"LIF expected state tensors of shape \(2, 7\), got \(3, 7\): the state is of another batch size",
+        ),
         (LIF(7), (torch.zeros(2, 6),), r"got \(2, 6\)"),
         (LIF(7), (torch.zeros(2, 7), torch.zeros(2, 7)), "LIF expected a state of 1 tensors, got 2"),
         (ALIF(7), (torch.zeros(2, 7),), "ALIF expected a state of 3 tensors, got 1"),
         (LIF(7), (), "expected a state of 1 tensors, got 0"),
         (Recurrent(LIF(7), Dense(7, 7)), (torch.zeros(2, 7),), "Recurrent expected a state"),
-        (Recurrent(LIF(7), Dense(7, 7)), ((torch.zeros(3, 7), torch.zeros(3, 7)), ()), r"\(2, 7\), got \(3, 7\)"),
+        (
+            Recurrent(LIF(7), Dense(7, 7)),
+            ((torch.zeros(3, 7), torch.zeros(3, 7)), ()),
+            r"\(2, 7\), got \(3, 7\)",
+        ),
         (Recurrent(LIF(7), Dense(7, 7)), ((torch.zeros(2, 7),), ()), "expected a state of 2 tensors, got 1"),
     ]
     for layer, state, message in cases:
@@ -307,7 +357,9 @@ def test_other_ways_to_nan() -> None:
     layer = LIF(3, learn=("tau_mem",))
     with torch.no_grad():
         layer.tau_mem.raw.fill_(math.nan)
-    with pytest.raises(NonFiniteError, match="LIF: the constant decay is NaN or infinite; its training diverged"):
+    with pytest.raises(
+        NonFiniteError, match="LIF: the constant decay is NaN or infinite; its training diverged"
+    ):
         layer(x)
     with pytest.raises(NonFiniteError, match="the state overflowed on finite input"):
         LeakyIntegrator(3, scale_input=False)(x + 3e38)
@@ -320,7 +372,9 @@ def every_neuron() -> list[Neuron]:
     return [cls(4, learn=learn) for cls, learn in EVERY.values()]
 
 
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["deepcopy", "pickle"]
+)
 def test_copies_are_the_same_and_their_own(how: Callable[[Neuron], Neuron]) -> None:
     x = torch.rand(12, 2, 4)
     for neuron in every_neuron():
@@ -357,7 +411,9 @@ def test_state_dict_round_trip() -> None:
 
 def test_it_prints_what_it_is() -> None:
     text = repr(ALIF(7, learn=("tau_mem",)))
-    assert "tau_mem=(7,) in [20, 20], learnable" in text and "adaptation=1.8" in text and "MultiGaussian" in text
+    assert (
+        "tau_mem=(7,) in [20, 20], learnable" in text and "adaptation=1.8" in text and "MultiGaussian" in text
+    )
     assert "(2, 3)" in repr(LIF((2, 3))) and "ATan(slope=2.0)" in repr(LIF(3))
 
 
@@ -408,11 +464,18 @@ def test_a_neuron_of_a_user_as_a_function() -> None:
     y, _ = neuron(x)
     assert_fires(y)
     assert_same(y.detach(), decay(x)[0])
-    with pytest.raises(ParameterError, match=r"step takes the constants \('decay', 'threshold'\), got values for \('decay',\)"):
+    with pytest.raises(
+        ParameterError,
+        match=r"step takes the constants \('decay', 'threshold'\), got values for \('decay',\)",
+    ):
         StepNeuron(3, step, states=("v",), constants={"decay": 0.9})
-    with pytest.raises(ParameterError, match=r"StepNeuron.step expected the arguments \(x, u, \*coefs\), got \('x', 'v'"):
+    with pytest.raises(
+        ParameterError, match=r"StepNeuron.step expected the arguments \(x, u, \*coefs\), got \('x', 'v'"
+    ):
         StepNeuron(3, step, states=("u",), constants={"decay": 0.9, "threshold": 1.0})
-    with pytest.raises(ParameterError, match="unknown learnable constant of StepNeuron 'treshold'; did you mean 'threshold'"):
+    with pytest.raises(
+        ParameterError, match="unknown learnable constant of StepNeuron 'treshold'; did you mean 'threshold'"
+    ):
         StepNeuron(3, step, learn=("treshold",), **arguments)
 
 

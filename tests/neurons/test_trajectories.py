@@ -26,7 +26,9 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "neurons.json").read
 HALF = Fraction(1, 2)
 
 
-def run(neuron: Neuron, x: list[float], dtype: torch.dtype = torch.float32) -> tuple[list[float], list[list[float]]]:
+def run(
+    neuron: Neuron, x: list[float], dtype: torch.dtype = torch.float32
+) -> tuple[list[float], list[list[float]]]:
     """Outputs and the state after every step, of one neuron and one sample, run step by step."""
     out, states, state = [], [], None
     for value in x:
@@ -55,7 +57,10 @@ def test_tables_by_hand(name: str, engine: str) -> None:
 
 def test_the_tables_have_every_neuron() -> None:
     classes = {c.__name__ for c in vars(neurons).values() if isinstance(c, type) and issubclass(c, Neuron)}
-    assert {table["class"] for name, table in GOLDEN.items() if name != "how"} == classes - {"Neuron", "StepNeuron"}
+    assert {table["class"] for name, table in GOLDEN.items() if name != "how"} == classes - {
+        "Neuron",
+        "StepNeuron",
+    }
 
 
 # ------------------------------------------------------------------------------------------- loops in exact fractions
@@ -67,7 +72,9 @@ def after(reset: str, v: Fraction, s: int, threshold: Fraction) -> Fraction:
     return v if reset == "none" else v * (1 - s)
 
 
-def lif(x: list[Fraction], reset: str, scaled: bool, d: Fraction, threshold: Fraction) -> list[tuple[int, list[Fraction]]]:
+def lif(
+    x: list[Fraction], reset: str, scaled: bool, d: Fraction, threshold: Fraction
+) -> list[tuple[int, list[Fraction]]]:
     v, rows = Fraction(0), []
     for xt in x:
         v = d * v + ((1 - d) * xt if scaled else xt)
@@ -77,7 +84,9 @@ def lif(x: list[Fraction], reset: str, scaled: bool, d: Fraction, threshold: Fra
     return rows
 
 
-def cuba(x: list[Fraction], reset: str, scaled: bool, d: Fraction, c: Fraction, threshold: Fraction) -> list[Any]:
+def cuba(
+    x: list[Fraction], reset: str, scaled: bool, d: Fraction, c: Fraction, threshold: Fraction
+) -> list[Any]:
     v, i, rows = Fraction(0), Fraction(0), []
     for xt in x:
         i = c * i + xt
@@ -88,7 +97,9 @@ def cuba(x: list[Fraction], reset: str, scaled: bool, d: Fraction, c: Fraction, 
     return rows
 
 
-def alif(x: list[Fraction], reset: str, alpha: Fraction, rho: Fraction, b0: Fraction, beta: Fraction) -> list[Any]:
+def alif(
+    x: list[Fraction], reset: str, alpha: Fraction, rho: Fraction, b0: Fraction, beta: Fraction
+) -> list[Any]:
     """The equations of Yin et al., line by line: u, eta, theta, s."""
     u, eta, s, rows = Fraction(0), Fraction(0), 0, []
     for current in x:
@@ -104,7 +115,9 @@ def alif(x: list[Fraction], reset: str, alpha: Fraction, rho: Fraction, b0: Frac
     return rows
 
 
-def adlif(x: list[Fraction], reset: str, d: Fraction, r: Fraction, a: Fraction, b: Fraction, threshold: Fraction) -> list[Any]:
+def adlif(
+    x: list[Fraction], reset: str, d: Fraction, r: Fraction, a: Fraction, b: Fraction, threshold: Fraction
+) -> list[Any]:
     v, w, s, rows = Fraction(0), Fraction(0), 0, []
     for xt in x:
         w = r * w + (1 - r) * (a * v + b * s)
@@ -142,7 +155,11 @@ def test_exact_lif_if_and_cuba(reset: str) -> None:
         for scaled in (False, True):
             threshold = Fraction(3, 8) if scaled else Fraction(3, 4)
             t = float(threshold)
-            exact(LIF(1, reset=reset, threshold=t, scale_input=scaled, **EULER), x, lif(x, reset, scaled, HALF, threshold))
+            exact(
+                LIF(1, reset=reset, threshold=t, scale_input=scaled, **EULER),
+                x,
+                lif(x, reset, scaled, HALF, threshold),
+            )
             high = 3 * threshold  # the current adds up
             neuron = CubaLIF(1, reset=reset, threshold=float(high), scale_input=scaled, tau_syn=4.0, **EULER)
             exact(neuron, x, cuba(x, reset, scaled, HALF, Fraction(3, 4), high))
@@ -152,9 +169,13 @@ def test_exact_lif_if_and_cuba(reset: str) -> None:
 def test_exact_adaptive_neurons(reset: str) -> None:
     x, r = eighths(12, 1), Fraction(3, 4)
     with interpreted():
-        neuron: Neuron = ALIF(1, reset=reset, threshold=0.25, adaptation=2.0, tau_adapt=4.0, learn=(), **EULER)
+        neuron: Neuron = ALIF(
+            1, reset=reset, threshold=0.25, adaptation=2.0, tau_adapt=4.0, learn=(), **EULER
+        )
         exact(neuron, x, alif(x, reset, HALF, r, Fraction(1, 4), Fraction(2)))
-        neuron = AdLIF(1, reset=reset, threshold=0.25, coupling=0.5, jump=1.0, tau_adapt=4.0, learn=(), **EULER)
+        neuron = AdLIF(
+            1, reset=reset, threshold=0.25, coupling=0.5, jump=1.0, tau_adapt=4.0, learn=(), **EULER
+        )
         exact(neuron, x, adlif(x, reset, HALF, r, HALF, Fraction(1), Fraction(1, 4)))
 
 
@@ -178,7 +199,9 @@ def test_alif_of_the_paper_with_its_constants() -> None:
     # Yin et al.: alpha = exp(-1/tau_m), rho = exp(-1/tau_adp), theta = b0 + beta eta, reset by the current threshold of
     # the previous spike; b0 0.01, beta 1.8, tau_m 20, tau_adp 200
     neuron = ALIF(1).double()
-    assert [float(c.detach()) for c in neuron.coefs()] == pytest.approx([math.exp(-1 / 20), math.exp(-1 / 200), 0.01, 1.8], rel=1e-6)
+    assert [float(c.detach()) for c in neuron.coefs()] == pytest.approx(
+        [math.exp(-1 / 20), math.exp(-1 / 200), 0.01, 1.8], rel=1e-6
+    )
     generator = torch.Generator().manual_seed(0)
     current = (0.4 * torch.rand(300, generator=generator, dtype=torch.float64)).tolist()
     alpha, rho, b0, beta = (float(c.detach()) for c in neuron.coefs())
@@ -256,7 +279,9 @@ def test_euler_and_exp_are_two_networks_that_meet_at_small_steps() -> None:
     euler = LIF(1, tau_mem=10.05, dt=10.0, discretisation="euler").tau_mem.decay()
     assert float(exp) == pytest.approx(0.3697, abs=5e-5)
     assert float(euler) == pytest.approx(0.004975, abs=5e-7)
-    small = [float(LIF(1, tau_mem=10.05, dt=0.01, discretisation=d).tau_mem.decay()) for d in ("exp", "euler")]
+    small = [
+        float(LIF(1, tau_mem=10.05, dt=0.01, discretisation=d).tau_mem.decay()) for d in ("exp", "euler")
+    ]
     assert small[0] == pytest.approx(small[1], abs=1e-6) and small[0] != small[1]
 
 
@@ -278,7 +303,9 @@ def test_the_current_based_neuron_converges_to_its_differential_equations() -> N
     want = tau_syn / (tau_syn - tau_mem) * (math.exp(-end / tau_syn) - math.exp(-end / tau_mem))
     errors = []
     for dt in (0.5, 0.25, 0.125):
-        neuron = CubaLIF(1, tau_mem=tau_mem, tau_syn=tau_syn, dt=dt, threshold=100.0, scale_input=True).double()
+        neuron = CubaLIF(
+            1, tau_mem=tau_mem, tau_syn=tau_syn, dt=dt, threshold=100.0, scale_input=True
+        ).double()
         x = torch.zeros(round(end / dt), 1, 1, dtype=torch.float64)
         x[0] = 1.0
         _, (v, i) = neuron(x)
@@ -305,8 +332,12 @@ def transition(neuron: AdLIF) -> Tensor:
 
 @given(st.floats(1.2, 200.0), st.floats(1.2, 500.0), st.floats(-0.999, 0.999))
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
-def test_adlif_is_stable_below_threshold_for_every_coupling_it_takes(tau_mem: float, tau_adapt: float, coupling: float) -> None:
-    neuron = AdLIF(1, tau_mem=tau_mem, tau_adapt=tau_adapt, coupling=coupling, threshold=100.0, engine="reference").double()
+def test_adlif_is_stable_below_threshold_for_every_coupling_it_takes(
+    tau_mem: float, tau_adapt: float, coupling: float
+) -> None:
+    neuron = AdLIF(
+        1, tau_mem=tau_mem, tau_adapt=tau_adapt, coupling=coupling, threshold=100.0, engine="reference"
+    ).double()
     m = transition(neuron)
     d, r = float(neuron.tau_mem.decay().detach()), float(neuron.tau_adapt.decay().detach())
     a = float(neuron.coupling().detach())
@@ -320,7 +351,9 @@ def test_the_stability_bound_of_adlif_is_where_it_says() -> None:
     neuron = AdLIF(1, tau_mem=2.0, tau_adapt=3.0, coupling=0.5, threshold=100.0, engine="reference").double()
     d, r = float(neuron.tau_mem.decay().detach()), float(neuron.tau_adapt.decay().detach())
     assert d == pytest.approx(math.exp(-1 / 2)) and r == pytest.approx(math.exp(-1 / 3))
-    free = transition(AdLIF(1, tau_mem=2.0, tau_adapt=3.0, coupling=1e-9, threshold=100.0, engine="reference").double())
+    free = transition(
+        AdLIF(1, tau_mem=2.0, tau_adapt=3.0, coupling=1e-9, threshold=100.0, engine="reference").double()
+    )
     per_coupling = (transition(neuron) - free) / 0.5
 
     def radius(coupling: float) -> float:
@@ -334,7 +367,13 @@ def test_the_stability_bound_of_adlif_is_where_it_says() -> None:
 def test_without_scaled_input_a_negative_coupling_is_bounded_by_the_leak() -> None:
     def radius(coupling: float) -> float:
         neuron = AdLIF(
-            1, tau_mem=20.0, tau_adapt=60.0, coupling=coupling, threshold=100.0, scale_input=False, engine="reference"
+            1,
+            tau_mem=20.0,
+            tau_adapt=60.0,
+            coupling=coupling,
+            threshold=100.0,
+            scale_input=False,
+            engine="reference",
         )
         return float(torch.linalg.eigvals(transition(neuron.double())).abs().max())
 

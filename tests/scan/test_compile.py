@@ -67,7 +67,9 @@ def fresh_compiler() -> Any:
 
 
 # what torch says while it imports its compiler is not ours to fix
-quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+quiet = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"
+)
 
 
 @quiet
@@ -117,7 +119,9 @@ def test_another_length_does_not_compile_again_for_ever(fresh_compiler: None) ->
 
 @quiet
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler"
+)
 def test_inductor(fresh_compiler: None) -> None:
     model = network()
     compare(model, torch.compile(model, fullgraph=True), torch.rand(10, 3, 6))
@@ -139,7 +143,19 @@ def test_the_operators_keep_their_contract() -> None:
             torch.library.opcheck(forward, given, test_utils=checks)
             if needs:
                 out = forward(*given)
-                rest = (key, "cpu", torch.rand(6, 3, 4), [out[1]], x, [v], coefs, out[2:], lengths, needs, checkpoint)
+                rest = (
+                    key,
+                    "cpu",
+                    torch.rand(6, 3, 4),
+                    [out[1]],
+                    x,
+                    [v],
+                    coefs,
+                    out[2:],
+                    lengths,
+                    needs,
+                    checkpoint,
+                )
                 torch.library.opcheck(backward, rest, test_utils=checks)
     forward = torch.ops.spiketide.recurrent_scan.default
     for save, checkpoint in ((False, 0), (True, 0), (True, 4)):
@@ -181,7 +197,11 @@ def test_a_pickled_model_runs_in_a_new_process() -> None:
         sys.stdout.buffer.write(pickle.dumps((y.detach(), model[0].weight.grad, {os.getpid()})))
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], input=pickle.dumps((model, x)), capture_output=True, cwd=ROOT, timeout=120
+        [sys.executable, "-c", textwrap.dedent(code)],
+        input=pickle.dumps((model, x)),
+        capture_output=True,
+        cwd=ROOT,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr.decode()
     y, grad, _ = pickle.loads(done.stdout)

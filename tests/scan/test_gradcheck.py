@@ -31,7 +31,9 @@ def user_step(x: Any, v: Any, w: Any, decay: Any, threshold: Any) -> Any:
 NEURONS: dict[str, Callable[[Surrogate], Neuron]] = {
     "IF": lambda s: IF(N, surrogate=s),
     "LIF soft": lambda s: LIF(N, tau_mem=5.0, surrogate=s),
-    "LIF hard scaled": lambda s: LIF(N, tau_mem=5.0, reset="hard", scale_input=True, threshold=0.3, surrogate=s),
+    "LIF hard scaled": lambda s: LIF(
+        N, tau_mem=5.0, reset="hard", scale_input=True, threshold=0.3, surrogate=s
+    ),
     "LIF none": lambda s: LIF(N, tau_mem=5.0, reset="none", surrogate=s),
     "CubaLIF": lambda s: CubaLIF(N, tau_mem=5.0, tau_syn=2.0, surrogate=s),
     "ALIF delayed": lambda s: ALIF(N, tau_mem=5.0, tau_adapt=9.0, threshold=0.3, surrogate=s),
@@ -109,7 +111,14 @@ def test_recurrent(name: str, engine: str) -> None:
 
     def run(x: Tensor, matrix: Tensor, previous: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         y, end = recurrent_scan(
-            neuron.dynamics, x, rest[:states], rest[states:], neuron.surrogate, matrix, previous=previous, engine=engine
+            neuron.dynamics,
+            x,
+            rest[:states],
+            rest[states:],
+            neuron.surrogate,
+            matrix,
+            previous=previous,
+            engine=engine,
         )
         return (y, *end)
 
@@ -155,7 +164,9 @@ def test_compiled() -> None:
 
 def test_layers_down_to_their_parameters() -> None:
     surrogate = Smooth(ATan(2.0))
-    layer = Recurrent(ALIF(N, tau_mem=5.0, tau_adapt=9.0, threshold=0.3, surrogate=surrogate), Dense(N, N)).double()
+    layer = Recurrent(
+        ALIF(N, tau_mem=5.0, tau_adapt=9.0, threshold=0.3, surrogate=surrogate), Dense(N, N)
+    ).double()
     names = [name for name, _ in layer.named_parameters()]
     assert {"neuron.tau_mem.raw", "neuron.tau_adapt.raw", "synapse.weight", "synapse.bias"} == set(names)
     x = torch.randn(STEPS, BATCH, N, dtype=torch.float64)

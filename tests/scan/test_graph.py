@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import math
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spiketide import ALIF, IF, LIF, AdLIF, CubaLIF, LeakyIntegrator, Recurrent, Dense, spike
+from spiketide import ALIF, IF, LIF, AdLIF, CubaLIF, Dense, LeakyIntegrator, Recurrent, spike
 from spiketide.neurons import Neuron
 from spiketide.scan import Dynamics, saved_bytes, scan, source
 from spiketide.scan.dynamics import entry, program, register
@@ -59,7 +62,9 @@ def kept_bytes(run: Callable[[], Any], x: Tensor) -> float:
         (lambda: LeakyIntegrator(9, scale_input=False), (0, 0), (4, 0)),
     ],
 )
-def test_what_the_backward_keeps(build: Callable[[], Neuron], for_input: tuple[int, int], for_all: tuple[int, int]) -> None:
+def test_what_the_backward_keeps(
+    build: Callable[[], Neuron], for_input: tuple[int, int], for_all: tuple[int, int]
+) -> None:
     neuron = build()
     said = saved_bytes(neuron.dynamics, neuron.surrogate)
     assert (said["written"], said["input"]) == for_input
@@ -79,7 +84,9 @@ def test_what_the_backward_keeps(build: Callable[[], Neuron], for_input: tuple[i
 def test_flags_for_single_coefficients() -> None:
     neuron = ALIF(3)
     only = {
-        name: saved_bytes(neuron.dynamics, neuron.surrogate, need_coefs=[name == c for c in neuron.dynamics.coefs])
+        name: saved_bytes(
+            neuron.dynamics, neuron.surrogate, need_coefs=[name == c for c in neuron.dynamics.coefs]
+        )
         for name in neuron.dynamics.coefs
     }
     assert only["decay_mem"] == {"written": 8, "input": 4}  # its gradient reads x: (1 - decay) x
@@ -111,7 +118,9 @@ def lif_other_order(x: Any, v: Any, decay: Any, threshold: Any) -> Any:
 
 def test_equal_arithmetic_is_one_key_and_other_arithmetic_another() -> None:
     lif = LIF(3)
-    assert register(lif.dynamics, ATan(2.0)) == register(Dynamics(("v",), ("decay", "threshold"), lif_again), ATan(2.0))
+    assert register(lif.dynamics, ATan(2.0)) == register(
+        Dynamics(("v",), ("decay", "threshold"), lif_again), ATan(2.0)
+    )
     assert LIF(3)._key == LIF(700, tau_mem=3.0, threshold=0.2)._key, "sizes and constants are not compiled in"
     different = [
         LIF(3)._key,
@@ -133,7 +142,12 @@ def test_keys_are_the_same_in_every_process() -> None:
     code = "from spiketide import *; print(LIF(3)._key, ALIF(3)._key, AdLIF(3, reset='hard')._key)"
     printed = {
         subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed, "PATH": ""}, cwd=Path(__file__).parents[2]
+            [sys.executable, "-W", "ignore", "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed, "PATH": ""},
+            cwd=Path(__file__).parents[2],
         ).stdout.strip()
         for seed in ("1", "2")
     }
@@ -160,7 +174,9 @@ def test_a_class_of_the_same_name_with_another_derivative_is_another_surrogate()
         grads = []
         for height in (1.0, 2.0):
             x = torch.full((1, 1, 1), 0.5, requires_grad=True)
-            y, _ = scan(Dynamics(("v",), names, step), x, None, (0.5,) * len(names), make(height), engine="reference")
+            y, _ = scan(
+                Dynamics(("v",), names, step), x, None, (0.5,) * len(names), make(height), engine="reference"
+            )
             (grad,) = torch.autograd.grad(y.sum(), x)
             grads.append(float(grad))
         assert grads[1] == pytest.approx(2 * grads[0])
@@ -193,7 +209,9 @@ def test_an_unknown_key_says_what_to_do() -> None:
 # ------------------------------------------------------------------------------------------- printed sources
 
 
-def test_printed_sources_are_written_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_sources_are_written_once_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source.cache_folder.cache_clear()
     try:
@@ -211,7 +229,9 @@ def test_printed_sources_are_written_once_and_found_again(tmp_path: Path, monkey
         dependence.write_text("1")
         first = source.load_source("VALUE = 3\n", "made", (dependence,))
         dependence.write_text("2")
-        assert source.load_source("VALUE = 3\n", "made", (dependence,)) is not first, "helpers belong to the digest"
+        assert source.load_source("VALUE = 3\n", "made", (dependence,)) is not first, (
+            "helpers belong to the digest"
+        )
     finally:
         source.cache_folder.cache_clear()
 
@@ -269,7 +289,9 @@ def programs(draw: Any) -> tuple[int, int, list[tuple[str, int, int]], list[int]
     return states, coefs, operations, outputs
 
 
-def step_of(states: int, coefs: int, operations: list[tuple[str, int, int]], outputs: list[int]) -> Callable[..., Any]:
+def step_of(
+    states: int, coefs: int, operations: list[tuple[str, int, int]], outputs: list[int]
+) -> Callable[..., Any]:
     """The step that a description means."""
 
     def step(*given: Any) -> Any:
@@ -282,6 +304,13 @@ def step_of(states: int, coefs: int, operations: list[tuple[str, int, int]], out
     return step
 
 
+@functools.cache
+def scratch() -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="spiketide-test-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
 def compare_program(description: Any, wanted: list[bool], lengths: bool, checkpoint: int | None) -> None:
     states, coefs, operations, outputs = description
     step = step_of(*description)
@@ -291,11 +320,14 @@ def compare_program(description: Any, wanted: list[bool], lengths: bool, checkpo
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    operands = named(normal(5, 2, 2), [normal(2, 2) for _ in range(states)], [0.5 + 0.1 * normal(2) for _ in range(coefs)])
+    operands = named(
+        normal(5, 2, 2), [normal(2, 2) for _ in range(states)], [0.5 + 0.1 * normal(2) for _ in range(coefs)]
+    )
     chosen = [name for name, flag in zip(operands, itertools.cycle(wanted)) if flag] or ["x"]
     options: dict[str, Any] = {"lengths": torch.tensor([3, 5]) if lengths else None}
     want = scanned(dynamics, FastSigmoid(2.0), operands, "reference", chosen, **options)
-    with interpreted():
+    with interpreted(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "cache_folder", scratch)  # hundreds of steps that nobody will run again
         got = scanned(dynamics, FastSigmoid(2.0), operands, "cpu", chosen, checkpoint=checkpoint, **options)
     assert_parity(got, want, rtol=1e-11, bits=False)
 
@@ -313,7 +345,9 @@ def compare_program(description: Any, wanted: list[bool], lengths: bool, checkpo
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-def test_a_plan_never_misses_a_value(description: Any, wanted: list[bool], lengths: bool, checkpoint: int | None) -> None:
+def test_a_plan_never_misses_a_value(
+    description: Any, wanted: list[bool], lengths: bool, checkpoint: int | None
+) -> None:
     compare_program(description, wanted, lengths, checkpoint)
 
 
@@ -334,8 +368,11 @@ def test_steps_that_only_hand_on(states: int, coefs: int, outputs: list[int]) ->
             compare_program((states, coefs, operations, last), [True], lengths, checkpoint)
 
 
-def hodgkin_huxley(x: Any, v: Any, m: Any, h: Any, n: Any, dt: Any, g_na: Any, g_k: Any, threshold: Any) -> Any:
+def hodgkin_huxley(
+    x: Any, v: Any, m: Any, h: Any, n: Any, dt: Any, g_na: Any, g_k: Any, threshold: Any
+) -> Any:
     """Four states and a hundred operations (Hodgkin & Huxley 1952, in millivolts above rest, euler)."""
+
     def rate(a: Any, b: Any, width: float) -> Any:
         return a * torch.exp(-b / width)
 
@@ -370,7 +407,9 @@ def test_the_plan_of_the_adaptive_neuron_is_minimal() -> None:
     traced = program(ALIF(3)._key)
     plan = traced.plan(True, (False,) * 4)
     # nothing smaller lets the backward know everything: try all single values
-    reads = traced._forward_values_read([g for g in (traced.grad_x, *traced.grad_state) if g is not None], {traced.gy, *traced.gnext})
+    reads = traced._forward_values_read(
+        [g for g in (traced.grad_x, *traced.grad_state) if g is not None], {traced.gy, *traced.gnext}
+    )
     for value in traced._varying():
         rebuilt = traced.graph.computable(sum({1 << i for i in (*traced.coefs, value)}))
         prior = [traced.state[k] for k, n in enumerate(traced.next) if rebuilt >> n & 1]
