@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -269,7 +270,7 @@ def test_a_changing_current_converges_to_the_differential_equation(discretisatio
         v = membrane(LeakyIntegrator(1, tau_mem=tau, dt=dt, discretisation=discretisation), torch.sin(w * t))
         errors.append(abs(float(v[-1]) - want))
     assert errors[-1] < 0.01
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert fine < 0.6 * coarse, f"the error does not halve with the step: {errors}"
 
 

@@ -638,7 +638,10 @@ def test_nothing_is_kept_without_gradients() -> None:
     x = torch.rand(5, 2, 3, requires_grad=True)
     for mode in (torch.no_grad, torch.inference_mode):
         kept: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), mode():
+        with (
+            torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t),
+            mode(),
+        ):
             y, (v,) = layer(x)
         assert not kept and not y.requires_grad and not v.requires_grad
     with_gradients, _ = layer(x)
