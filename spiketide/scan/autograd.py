@@ -375,7 +375,9 @@ def _recurrent_backward_fake(
 ) -> list[Tensor]:
     gcoefs = [c.new_empty(c.shape if n else 0) for c, n in zip(coefs, needs, strict=True)]
     gstate = [s.new_empty(s.shape) for s in (*state, previous)]
-    return [gy.new_empty(gy.shape), *gstate, weight.new_empty(weight.shape if need_weight else 0), *gcoefs]
+    # the matrix gradient comes input by input, as Dense keeps its weight
+    gweight = weight.new_empty(weight.shape[::-1]).t() if need_weight else weight.new_empty(0)
+    return [gy.new_empty(gy.shape), *gstate, gweight, *gcoefs]
 
 
 class _RecurrentScan(torch.autograd.Function):

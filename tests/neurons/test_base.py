@@ -75,6 +75,8 @@ def test_no_optimiser_leaves_the_range(name: str, discretisation: str, optimiser
                 f"the gradient of a constant is not finite in step {i}"
             )
         opt.step()
+        if 5 < i and i % 5:
+            continue
         for key, value in zip(names, neuron.coefs(), strict=True):
             assert bool(torch.isfinite(value).all()), f"{key} is {value} after {i + 1} steps"
             if key.startswith("decay"):
