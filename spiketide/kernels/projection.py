@@ -182,6 +182,31 @@ def weight_gradient(x: Tensor, gy: Tensor, *, engine: str | None = None) -> Tens
     return (x.t() @ gy).t()
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` into pooled memory: the page faults of a fresh result can cost as much as the product."""
+    return torch.mm(a, b, out=empty((a.shape[0], b.shape[1]), a.dtype))
+
+
+class _Dense(torch.autograd.Function):
+    """The dense way under autograd, where the library chose it: torch's products, pooled results."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        if bias is None:
+            return _product(x, weight.t())
+        return torch.addmm(bias, x, weight.t(), out=empty((x.shape[0], weight.shape[0]), x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        gx = _product(gy, weight) if needs_x else None
+        gw = _product(x.t(), gy).t() if needs_weight else None
+        return gx, gw, gy.sum(0) if needs_bias else None
+
+
 class _Project(torch.autograd.Function):
     """The event way under autograd."""
 
@@ -196,7 +221,7 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         starts, columns, values, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        gx = gy @ weight if needs_x else None
+        gx = _product(gy, weight) if needs_x else None
         gw = _weight_gradient(Events(starts, columns, values), gy, ctx.n_in) if needs_weight else None
         return gx, gw, gy.sum(0) if needs_bias else None, None
 
@@ -245,7 +270,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-    gx = gy @ weight if needs_x else None
+    gx = _product(gy, weight) if needs_x else None
     gw = torch.ops.spiketide.project_weight_gradient(x, gy, ctx.engine) if needs_weight else None
     return gx, gw, gy.sum(0) if needs_bias else None, None
 
@@ -320,7 +345,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, engine: st
 
     Raises:
         EngineError: unknown engine, or ``"event"`` forced where it cannot run.
-        RuntimeError: the event way was differentiated twice; ``engine="dense"`` can be.
+        RuntimeError: differentiated twice on the CPU; only ``engine="dense"`` can be.
     """
     if engine is not None and engine not in ENGINES:
         raise EngineError(unknown("projection engine", engine, ENGINES))
@@ -340,6 +365,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, engine: st
     gradient = torch.is_grad_enabled() and weight.requires_grad
     events = list_events(flat.detach(), weight.shape[0], gradient=gradient, engine=engine)
     if events is None:
-        return functional.linear(flat, weight, bias).view(shape)
+        dense: Tensor = _Dense.apply(flat, weight, bias)
+        return dense.view(shape)
     y: Tensor = _Project.apply(flat, weight, bias, events)
     return y.view(shape)
