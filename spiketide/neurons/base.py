@@ -156,12 +156,13 @@ class Constant(nn.Module):
 
     def forward(self) -> Tensor:
         """The value now, differentiable in ``raw``; scalar or broadcastable to the layer's shape."""
-        if not self.learnable:
-            return self.fixed  # type: ignore[return-value]
-        if self.low is None:
-            return self.raw
+        # a model in half precision keeps its constants so, but a decay of 0.995 would be 0.996 in bfloat16
+        stored: Tensor = self.raw if self.learnable else self.fixed  # type: ignore[assignment]
+        raw = stored if stored.dtype in (torch.float32, torch.float64) else stored.float()
+        if not self.learnable or self.low is None:
+            return raw
         # held at the end of its range with the gradient of the end, so that training can bring it back
-        raw = self.raw + (self.raw.clamp(*self.raw_range) - self.raw).detach()
+        raw = raw + (raw.clamp(*self.raw_range) - raw).detach()
         if self.high is None:
             return self.low + torch.exp(raw)
         return self.low + (self.high - self.low) * torch.sigmoid(raw)

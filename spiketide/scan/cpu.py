@@ -174,65 +174,95 @@ def compile_printed(text: str, stem: str) -> Kernel:
     return Kernel(module.kernel, parallel=True, error_model="numpy")
 
 
-def _forward_source(p: Program, saved: Sequence[int], masked: bool, dtype: torch.dtype) -> str:
+def _share_scalars(body: list[str], scalars: Sequence[bool]) -> list[str]:
+    """The body without the per-neuron loads of coefficients that are one number for all: they stay in a register."""
+    once = {f"k{k}j = k{k}_[j]" for k, one in enumerate(scalars) if one}
+    return [line for line in body if line not in once]
+
+
+def _coef_names(scalars: Sequence[bool]) -> tuple[list[str], list[str], list[str]]:
+    """Arguments, those that are rows, and the lines that read those that are scalars."""
+    names = [f"k{k}" for k in range(len(scalars))]
+    rowed = [n for n, one in zip(names, scalars, strict=True) if not one]
+    return names, rowed, [f"{n}j = {n}[0]" for n in names if n not in rowed]
+
+
+def _forward_source(
+    p: Program, saved: Sequence[int], masked: bool, dtype: torch.dtype, scalars: Sequence[bool]
+) -> str:
     written = [i for i in saved if i != p.x]
     body = Forward(p, saved, masked, dtype, written)
     states = [f"s{k}" for k in range(len(p.state))]
-    coefs = [f"k{k}" for k in range(len(p.coefs))]
+    coefs, rowed, reads = _coef_names(scalars)
     stores = [f"z{q}" for q, i in enumerate(saved) if i in written]
     args = ["x", *(["l"] if masked else []), *states, *coefs, "y", *stores, "block"]
-    fixed = [*states, *coefs, *(["l"] if masked else [])]
+    fixed = [*states, *rowed, *(["l"] if masked else [])]
     text = HEADER + f"\n\ndef kernel({', '.join(args)}):\n"
     text += indent(
-        ["steps = x.shape[0]", "size = x.shape[1]", "for b in prange((size + block - 1) // block):"], 1
+        ["steps = x.shape[0]", "size = x.shape[1]", *reads, "for b in prange((size + block - 1) // block):"],
+        1,
     )
     text += indent(["lo = b * block", "hi = min(size, lo + block)", *rows(fixed, "lo:hi")], 2)
     text += indent(["for t in range(steps):"], 2)
     text += indent([*rows(["x", "y", *stores]), "for j in range(hi - lo):"], 3)
-    text += indent(body.body, 4)
+    text += indent(_share_scalars(body.body, scalars), 4)
     return text
 
 
-def _backward_source(p: Program, plan: Plan, masked: bool, dtype: torch.dtype) -> str:
+def _backward_source(
+    p: Program, plan: Plan, masked: bool, dtype: torch.dtype, scalars: Sequence[bool]
+) -> str:
     body = Backward(p, plan, masked, dtype)
     states = [f"s{k}" for k in range(len(p.state)) if k in plan.prior]
-    coefs = [f"k{k}" for k in range(len(p.coefs))]
+    coefs, rowed, reads = _coef_names(scalars)
     stores = [f"z{q}" for q in range(len(plan.saved))]
     grads = [f"g{k}" for k in range(len(p.state))]
     sums = [f"q{k}" for k, i in enumerate(plan.grad_coefs) if i is not None]
     gx = ["gx"] if plan.grad_x is not None else []
     args = ["gy", *(["l"] if masked else []), *states, *coefs, *stores, *gx, *grads, *sums, "block"]
-    fixed = [*states, *coefs, *grads, *sums, *(["l"] if masked else [])]
+    fixed = [*states, *rowed, *grads, *sums, *(["l"] if masked else [])]
     text = HEADER + f"\n\ndef kernel({', '.join(args)}):\n"
     text += indent(
-        ["steps = gy.shape[0]", "size = gy.shape[1]", "for b in prange((size + block - 1) // block):"], 1
+        [
+            "steps = gy.shape[0]",
+            "size = gy.shape[1]",
+            *reads,
+            "for b in prange((size + block - 1) // block):",
+        ],
+        1,
     )
     text += indent(["lo = b * block", "hi = min(size, lo + block)", *rows(fixed, "lo:hi")], 2)
     text += indent(["for r in range(steps - 1):", "    t = steps - 1 - r"], 2)
     text += indent(rows(["gy", *stores, *gx]), 3)
     if plan.prior:
         text += indent([f"p{q}_ = z{q}[t - 1, lo:hi]" for q in range(len(plan.saved))], 3)
-    text += indent(["for j in range(hi - lo):"], 3) + indent(body.later, 4)
+    text += indent(["for j in range(hi - lo):"], 3) + indent(_share_scalars(body.later, scalars), 4)
     text += indent(["t = 0", *rows(["gy", *stores, *gx]), "for j in range(hi - lo):"], 2) + indent(
-        body.first, 3
+        _share_scalars(body.first, scalars), 3
     )
     return text
 
 
 @functools.cache
-def _forward(key: str, saved: tuple[int, ...], masked: bool, dtype: torch.dtype) -> Any:
-    return compile_printed(_forward_source(program(key), saved, masked, dtype), "forward")
+def _forward(
+    key: str, saved: tuple[int, ...], masked: bool, dtype: torch.dtype, scalars: tuple[bool, ...]
+) -> Kernel:
+    return compile_printed(_forward_source(program(key), saved, masked, dtype, scalars), "forward")
 
 
 @functools.cache
-def _backward(key: str, plan: Plan, masked: bool, dtype: torch.dtype) -> Any:
-    return compile_printed(_backward_source(program(key), plan, masked, dtype), "backward")
+def _backward(key: str, plan: Plan, masked: bool, dtype: torch.dtype, scalars: tuple[bool, ...]) -> Kernel:
+    return compile_printed(_backward_source(program(key), plan, masked, dtype, scalars), "backward")
 
 
-def _block(size: int) -> int:
-    """Neurons a thread takes at once: enough blocks for all threads, rows long enough to stream, state in cache."""
+def _block(size: int, resident: int) -> int:
+    """Neurons a thread takes at once: enough blocks for all threads, rows long enough to stream, state in cache.
+
+    ``resident`` rows (state, coefficients, running sums) are read and written at every step and should stay in the first-level
+    cache beside the rows that stream by.
+    """
     share = -(-size // threads())
-    return max(64, min(2048, share))
+    return max(64, min(8192 // max(1, resident), share))
 
 
 SHARED_FROM = 1 << 18
@@ -249,6 +279,20 @@ def flat_coefs(
 ) -> list[np.ndarray]:
     """Every coefficient as a contiguous row of ``M = B * N`` values."""
     return [c.to(dtype).expand(batch, *shape).reshape(-1).contiguous().numpy() for c in coefs]
+
+
+def _mixed_coefs(
+    coefs: Sequence[Tensor], batch: int, shape: Sequence[int], dtype: torch.dtype
+) -> tuple[list[np.ndarray], tuple[bool, ...]]:
+    """Coefficients as one number or as a row each, and which of them are one number."""
+    scalars = tuple(c.numel() == 1 for c in coefs)
+    arrays = [
+        c.detach().to(dtype).reshape(1).contiguous().numpy()
+        if one
+        else flat_coefs([c.detach()], batch, shape, dtype)[0]
+        for c, one in zip(coefs, scalars, strict=True)
+    ]
+    return arrays, scalars
 
 
 def flat_lengths(lengths: Tensor, size: int) -> np.ndarray:
@@ -289,10 +333,11 @@ def forward(
         if lengths is not None:
             args.append(flat_lengths(lengths, size))
         args += [s.numpy().reshape(-1) for s in final]
-        args += flat_coefs([c.detach() for c in coefs], batch, shape, dtype)
+        rows_, scalars = _mixed_coefs(coefs, batch, shape, dtype)
+        args += rows_
         args += [t.numpy().reshape(steps, size) for t in (y, *stores)]
-        args.append(_block(size))
-        launch(_forward(key, saved, lengths is not None, dtype), steps * size, args)
+        args.append(_block(size, len(final) + scalars.count(False)))
+        launch(_forward(key, saved, lengths is not None, dtype, scalars), steps * size, args)
     return y, final, stores
 
 
@@ -337,13 +382,14 @@ def backward(
         if lengths is not None:
             args.append(flat_lengths(lengths, size))
         args += [state[k].detach().to(dtype).contiguous().numpy().reshape(-1) for k in plan.prior]
-        args += flat_coefs([c.detach() for c in coefs], batch, shape, dtype)
+        rows_, scalars = _mixed_coefs(coefs, batch, shape, dtype)
+        args += rows_
         args += [r.detach().contiguous().numpy().reshape(steps, size) for r in kept_rows if r is not None]
         if gx is not None:
             args.append(gx.numpy().reshape(steps, size))
         args += [g.numpy().reshape(-1) for g in (*gstate, *sums)]
-        args.append(_block(size))
-        launch(_backward(key, plan, lengths is not None, dtype), steps * size, args)
+        args.append(_block(size, len(gstate) + len(sums) + scalars.count(False)))
+        launch(_backward(key, plan, lengths is not None, dtype, scalars), steps * size, args)
     if needs[0] and gx is None:
         gx = torch.zeros_like(gy)
     return gx, gstate, sums

@@ -75,7 +75,7 @@ def test_no_optimiser_leaves_the_range(name: str, discretisation: str, optimiser
                 f"the gradient of a constant is not finite in step {i}"
             )
         opt.step()
-        if 5 < i and i % 5:
+        if i > 5 and i % 5:
             continue
         for key, value in zip(names, neuron.coefs(), strict=True):
             assert bool(torch.isfinite(value).all()), f"{key} is {value} after {i + 1} steps"
@@ -124,6 +124,24 @@ def test_decays() -> None:
     assert float(TimeConstant("tau", 1.0, (1,), discretisation="euler").decay()) == 0.0  # no memory at all
     for dt in (0.1, 0.3, 0.7, 1e-3):
         assert abs(float(LIF(1, tau_mem=dt, dt=dt, discretisation="euler").tau_mem.decay())) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_keeps_its_time_constants(dtype: torch.dtype) -> None:
+    # exp(-1/200) = 0.995 is 0.996 in bfloat16, which is a time constant of 256: the arithmetic stays float32
+    want = [float(c.detach()[0] if c.dim() else c) for c in ALIF(3).coefs()]
+    for learn in ((), EVERY["ALIF"][1]):
+        neuron = ALIF(3, learn=learn).to(dtype)
+        got = [float(c.detach()[0] if c.dim() else c) for c in neuron.coefs()]
+        assert all(c.dtype == torch.float32 for c in neuron.coefs())
+        assert got[:2] == pytest.approx(want[:2], rel=2e-3) and abs(got[1] - want[1]) < 2e-4
+        x = torch.rand(30, 2, 3).to(dtype)
+        with interpreted():
+            y, state = neuron(x)
+            assert y.dtype == dtype and all(s.dtype == torch.float32 for s in state)
+            if learn:
+                y.float().sum().backward()
+                assert all(p.grad.dtype == dtype and bool(p.grad.any()) for p in neuron.parameters())
 
 
 def test_roles_for_the_parameter_groups() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import io
 import multiprocessing
 import os
@@ -248,6 +249,24 @@ def test_a_data_loader_worker_runs_a_layer(two_threads: None) -> None:
     want = torch.stack([data[i] for i in range(4)])  # in this process first, which starts the threads
     got = torch.cat(list(torch.utils.data.DataLoader(data, batch_size=2, num_workers=1)))
     assert_same(got, want)
+
+
+def test_threads_of_python_share_kernels() -> None:
+    # also the first use, when each thread finds the kernel not yet compiled
+    layer = LIF(600, tau_mem=6.0, threshold=0.9)
+    x = torch.rand(60, 10, 600)
+
+    def job(_: int) -> tuple[Tensor, Tensor]:
+        given = x.clone().requires_grad_()
+        y, _ = layer(given)
+        return y.detach(), torch.autograd.grad(y.sum(), given)[0]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(job, range(12)))
+    assert_fires(outcomes[0][0])
+    for y, grad in outcomes[1:]:
+        assert_same(y, outcomes[0][0])
+        assert_same(grad, outcomes[0][1])
 
 
 def test_a_model_is_saved_and_loaded_with_torch() -> None:
