@@ -60,6 +60,10 @@ def interpreted() -> Iterator[None]:
             for k, v in names.items()
             if getattr(v, "__module__", None) == self.function.__module__ and hasattr(v, "py_func")
         }
+        if "prefetch_write" in names:
+            names["prefetch_write"] = lambda array, index: (
+                None
+            )  # an instruction of the processor; it changes no value
         plain = types.FunctionType(self.function.__code__, names)
 
         def run(*arguments: Any) -> Any:

@@ -103,7 +103,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         dtype: of the tensor.
     """
     count = math.prod(shape)
-    size = count * torch.empty((), dtype=dtype).element_size()
+    size = count * dtype.itemsize
     if size < SMALLEST:
         return torch.empty(tuple(shape), dtype=dtype)
     pool = _pool

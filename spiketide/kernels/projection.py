@@ -106,10 +106,11 @@ def _worth_counting(x: Tensor, n_out: int, gradient: bool) -> bool:
     rows, n_in = x.shape
     if choose(rows, n_in, n_out, 0, gradient=gradient) == "dense":
         return False
-    if rows > SAMPLE_ROWS:
-        # Steps of a golden section: time and samples are the rows' two axes, and both get looked at evenly.
-        x = x[(torch.arange(SAMPLE_ROWS) * max(1, round(0.618 * rows))) % rows]
-    events = float(x.count_nonzero()) * rows / x.shape[0]
+    from . import projection_cpu
+
+    # Steps of a golden section: time and samples are the rows' two axes, and both get looked at evenly.
+    seen, step = (SAMPLE_ROWS, round(0.618 * rows)) if rows > SAMPLE_ROWS else (rows, 1)
+    events = projection_cpu.sample(_numpy(x), step, seen) * rows / seen
     return choose(rows, n_in, n_out, TRUST * events, gradient=gradient) == "event"
 
 
@@ -160,14 +161,15 @@ def _forward(events: Events, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def _weight_gradient(events: Events, gy: Tensor, n_in: int) -> Tensor:
-    """``(n_out, n_in)``, stored input by input as the weight is."""
+def _weight_gradient(events: Events, gy: Tensor, n_in: int, bias: bool) -> tuple[Tensor, Tensor | None]:
+    """``(n_out, n_in)``, stored input by input as the weight is; and, as it passes by, the sum of all rows."""
     from . import projection_cpu
 
     gw = empty((n_in, gy.shape[1]), gy.dtype)
+    gb = gy.new_empty(gy.shape[1] if bias else 0)
     starts, columns, values = map(_numpy, events)
-    projection_cpu.weight_gradient(_numpy(gy.contiguous()), starts, columns, values, _numpy(gw))
-    return gw.t()
+    projection_cpu.weight_gradient(_numpy(gy.contiguous()), starts, columns, values, _numpy(gw), _numpy(gb))
+    return gw.t(), gb if bias else None
 
 
 def weight_gradient(x: Tensor, gy: Tensor, *, engine: str | None = None) -> Tensor:
@@ -178,7 +180,7 @@ def weight_gradient(x: Tensor, gy: Tensor, *, engine: str | None = None) -> Tens
     if x.device.type == "cpu" and x.dtype == gy.dtype and x.dtype in (torch.float32, torch.float64):
         events = list_events(x.contiguous(), gy.shape[1], engine=engine)
         if events is not None:
-            return _weight_gradient(events, gy, x.shape[1])
+            return _weight_gradient(events, gy, x.shape[1], False)[0]
     return (x.t() @ gy).t()
 
 
@@ -222,8 +224,9 @@ class _Project(torch.autograd.Function):
         starts, columns, values, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         gx = _product(gy, weight) if needs_x else None
-        gw = _weight_gradient(Events(starts, columns, values), gy, ctx.n_in) if needs_weight else None
-        return gx, gw, gy.sum(0) if needs_bias else None, None
+        if not needs_weight:
+            return gx, None, gy.sum(0) if needs_bias else None, None
+        return gx, *_weight_gradient(Events(starts, columns, values), gy, ctx.n_in, needs_bias), None
 
 
 # --------------------------------------------------------------------------------- under torch.compile

@@ -24,6 +24,7 @@ import numpy as np
 from llvmlite import ir
 from numba import extending, njit, prange, types
 
+from .lines import prefetch_write
 from .threading import kernel, threads
 
 Array = np.ndarray[Any, Any]
@@ -356,10 +357,12 @@ def _project_tile(
             offset[n] = bias[begin + n]
     total = np.empty(tile.shape[1], w.dtype)
     for r in range(first, last):
+        out = y[r][begin : begin + width]
+        for n in range(0, width, NARROW):
+            prefetch_write(out, n)
         for n in range(total.shape[0]):
             total[n] = offset[n]
         _add_events(total, tile, columns, values, starts[r], starts[r + 1])
-        out = y[r][begin : begin + width]
         for n in range(width):
             out[n] = total[n]
 
@@ -380,12 +383,25 @@ def project_tiles(
 
 
 @njit(nogil=True, cache=True)
+def _add_all(out: Array, matrix: Array, rows: int) -> None:
+    """``out += the sum of the first rows``."""
+    part = np.zeros(out.shape[0], out.dtype)
+    for r in range(rows):
+        row = matrix[r]
+        for n in range(part.shape[0]):
+            part[n] += row[n]
+    for n in range(part.shape[0]):
+        out[n] += part[n]
+
+
+@njit(nogil=True, cache=True)
 def _gradient_tile(
     gy: Array,
     ends: Array,
     rows: Array,
     values: Array,
     dw: Array,
+    db: Array,
     block: int,
     first: int,
     last: int,
@@ -398,12 +414,15 @@ def _gradient_tile(
     # A tile of the gradient is summed in its own place for the reason that gathered rows are copied together.
     total = np.zeros((last - first, _padded(width)), gy.dtype)
     source = np.empty((min(block, n_rows) if packed else 0, _padded(width)), gy.dtype)
+    column = db[begin : begin + width] if first == 0 and db.shape[0] > 0 else db[:0]
     for i in range(ends.shape[0]):
         at, until = i * block, min((i + 1) * block, n_rows)
         if packed:
             _pack(gy, at, until, begin, width, source)
         else:
             source = gy[at:until]
+        if column.shape[0] > 0:
+            _add_all(column, source, until - at)
         for j in range(first, last):
             _add_events(total[j - first], source, rows, values, ends[i, j], ends[i, j + 1])
     for j in range(first, last):
@@ -414,20 +433,39 @@ def _gradient_tile(
 
 @kernel
 def gradient_tiles(
-    gy: Array, ends: Array, rows: Array, values: Array, dw: Array, block: int, bounds: Array, tile: int
+    gy: Array,
+    ends: Array,
+    rows: Array,
+    values: Array,
+    dw: Array,
+    db: Array,
+    block: int,
+    bounds: Array,
+    tile: int,
 ) -> None:
-    """``dw = x.T @ gy``, in units of a tile of columns and a chunk of inputs."""
+    """``dw = x.T @ gy`` and ``db = gy.sum(0)``, in units of a tile of columns and a chunk of inputs."""
     n_out = gy.shape[1]
     chunks = bounds.shape[0] - 1
     for unit in prange((n_out + tile - 1) // tile * chunks):
         begin = unit // chunks * tile
         i = unit % chunks
         _gradient_tile(
-            gy, ends, rows, values, dw, block, bounds[i], bounds[i + 1], begin, min(tile, n_out - begin)
+            gy, ends, rows, values, dw, db, block, bounds[i], bounds[i + 1], begin, min(tile, n_out - begin)
         )
 
 
 # --------------------------------------------------------------------------------------- what the rest calls
+
+
+@njit(nogil=True, cache=True)
+def sample(x: Array, step: int, count: int) -> int:
+    """Nonzeros in ``count`` rows of ``x``, ``step`` apart and around the end."""
+    found = 0
+    for i in range(count):
+        row = x[i * step % x.shape[0]]
+        for j in range(row.shape[0]):
+            found += row[j] != 0
+    return found
 
 
 def _even(total: int, parts: int) -> Array:
@@ -487,13 +525,19 @@ def project(w: Array, bias: Array, starts: Array, columns: Array, values: Array,
     project_tiles(w, bias, starts, columns, values, y, bounds, tile)
 
 
-def weight_gradient(gy: Array, starts: Array, columns: Array, values: Array, dw: Array) -> None:
-    """``dw = x.T @ gy``; ``gy (rows, n_out)`` contiguous, ``dw (n_in, n_out)`` contiguous."""
+def weight_gradient(gy: Array, starts: Array, columns: Array, values: Array, dw: Array, db: Array) -> None:
+    """``dw = x.T @ gy`` and ``db = gy.sum(0)``; ``gy (rows, n_out)`` and ``dw (n_in, n_out)`` contiguous, ``db`` may be empty.
+
+    Threads share the columns where each gets 64 of them, so that each reads its part of ``gy`` only; otherwise the inputs.
+    """
     n_in, n_out = dw.shape
     tile = min(_tile(n_in, n_out, gy.itemsize), GRADIENT_TILE)
+    share = -(-n_out // (threads() * WIDE)) * WIDE
+    tile = min(tile, share) if n_out > WIDE else tile
     block = min(max(1, GRADIENT_BLOCK_BYTES // (tile * gy.itemsize)), 1 << 16)
     ends = np.empty((-(-gy.shape[0] // block), n_in + 1), np.int64)
     rows = np.empty(columns.shape[0], np.uint16)
     moved = np.empty_like(values)
     sort_events(starts, columns, values, block, ends, rows, moved)
-    gradient_tiles(gy, ends, rows, moved, dw, block, _even(n_in, _chunks(-(-n_out // tile))), tile)
+    db[:] = 0
+    gradient_tiles(gy, ends, rows, moved, dw, db, block, _even(n_in, _chunks(-(-n_out // tile))), tile)

@@ -28,6 +28,17 @@ from .graph import Plan
 ENGINES = ("reference", "cpu", "gpu")
 
 
+def _eager(x: Tensor) -> bool:
+    """Whether nothing listens between caller and kernel: then the operator's dispatch, as slow as a small scan, is left out."""
+    return (
+        type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.jit.is_tracing()
+    )
+
+
 # -- operators -------------------------------------------------------------------------------------------------------
 
 
@@ -84,8 +95,7 @@ def _shift(lengths: Tensor | None, start: int, stop: int) -> Tensor | None:
     return None if lengths is None else (lengths - start).clamp(0, stop - start)
 
 
-@torch.library.custom_op("spiketide::scan", mutates_args=())
-def _scan_op(
+def _scan_now(
     key: str,
     engine: str,
     x: Tensor,
@@ -111,6 +121,9 @@ def _scan_op(
     return [torch.cat(outputs), *now, *(torch.stack(border) for border in zip(*borders, strict=True))]
 
 
+_scan_op = torch.library.custom_op("spiketide::scan", _scan_now, mutates_args=())
+
+
 @_scan_op.register_fake
 def _scan_fake(
     key: str,
@@ -134,8 +147,7 @@ def _scan_fake(
     ]
 
 
-@torch.library.custom_op("spiketide::scan_backward", mutates_args=())
-def _scan_backward_op(
+def _scan_backward_now(
     key: str,
     engine: str,
     gy: Tensor,
@@ -167,6 +179,9 @@ def _scan_backward_op(
             if gx is not None:
                 gx[start:stop] = gpart
     return [gx if gx is not None else gy.new_empty(0), *gstate, *_reduce(key, needs, coefs, sums or [])]
+
+
+_scan_backward_op = torch.library.custom_op("spiketide::scan_backward", _scan_backward_now, mutates_args=())
 
 
 @_scan_backward_op.register_fake
@@ -226,7 +241,8 @@ class _Scan(torch.autograd.Function):
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
         state, coefs = rest[:n_state], rest[n_state:]
-        out = torch.ops.spiketide.scan(key, engine, x, state, coefs, lengths, needs, checkpoint)
+        run = _scan_now if _eager(x) else torch.ops.spiketide.scan
+        out = run(key, engine, x, state, coefs, lengths, needs, checkpoint)
         keep_x = bool(checkpoint) or _keeps_input(key, needs)
         ctx.how = (key, engine, checkpoint, needs, n_state, keep_x, lengths is not None)
         extra = ([x] if keep_x else []) + ([lengths] if lengths is not None else [])
@@ -242,15 +258,13 @@ class _Scan(torch.autograd.Function):
         coefs, saved = saved[: len(needs) - 1], saved[len(needs) - 1 :]
         x = saved.pop(0) if keep_x else None
         lengths = saved.pop(0) if has_lengths else None
-        out = torch.ops.spiketide.scan_backward(
-            key, engine, gy, gfinal, x, state, coefs, saved, lengths, needs, checkpoint
-        )
+        run = _scan_backward_now if _eager(gy) else torch.ops.spiketide.scan_backward
+        out = run(key, engine, gy, gfinal, x, state, coefs, saved, lengths, needs, checkpoint)
         gcoefs = [g if need else None for g, need in zip(out[1 + n_state :], needs[1:], strict=True)]
         return (None,) * 6 + (out[0] if needs[0] else None, *out[1 : 1 + n_state], *gcoefs)
 
 
-@torch.library.custom_op("spiketide::recurrent_scan", mutates_args=())
-def _recurrent_op(
+def _recurrent_now(
     key: str,
     engine: str,
     x: Tensor,
@@ -280,6 +294,9 @@ def _recurrent_op(
     return [torch.cat(outputs), *now, last, *(torch.stack(border) for border in zip(*borders, strict=True))]
 
 
+_recurrent_op = torch.library.custom_op("spiketide::recurrent_scan", _recurrent_now, mutates_args=())
+
+
 @_recurrent_op.register_fake
 def _recurrent_fake(
     key: str,
@@ -304,8 +321,7 @@ def _recurrent_fake(
     return [*first, *(x.new_empty(x.shape, dtype=_arithmetic(x.dtype)) for _ in saved)]
 
 
-@torch.library.custom_op("spiketide::recurrent_scan_backward", mutates_args=())
-def _recurrent_backward_op(
+def _recurrent_backward_now(
     key: str,
     engine: str,
     gy: Tensor,
@@ -354,6 +370,11 @@ def _recurrent_backward_op(
     return [gx.to(gy.dtype), *gstate, gfirst, gweight, *_reduce(key, (True, *needs), coefs, sums)]
 
 
+_recurrent_backward_op = torch.library.custom_op(
+    "spiketide::recurrent_scan_backward", _recurrent_backward_now, mutates_args=()
+)
+
+
 @_recurrent_backward_op.register_fake
 def _recurrent_backward_fake(
     key: str,
@@ -399,9 +420,8 @@ class _RecurrentScan(torch.autograd.Function):
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
         state, coefs = rest[:n_state], rest[n_state:]
-        out = torch.ops.spiketide.recurrent_scan(
-            key, engine, x, state, previous, coefs, weight, lengths, needs, True, checkpoint
-        )
+        run = _recurrent_now if _eager(x) else torch.ops.spiketide.recurrent_scan
+        out = run(key, engine, x, state, previous, coefs, weight, lengths, needs, True, checkpoint)
         ctx.how = (key, engine, checkpoint, needs, need_weight, n_state, lengths is not None)
         extra = ([x] if checkpoint else []) + ([lengths] if lengths is not None else [])
         ctx.save_for_backward(*state, *coefs, out[0], previous, weight, *extra, *out[2 + n_state :])
@@ -417,7 +437,8 @@ class _RecurrentScan(torch.autograd.Function):
         y, previous, weight, *saved = saved
         x = saved.pop(0) if checkpoint else None
         lengths = saved.pop(0) if has_lengths else None
-        out = torch.ops.spiketide.recurrent_scan_backward(
+        run = _recurrent_backward_now if _eager(gy) else torch.ops.spiketide.recurrent_scan_backward
+        out = run(
             key,
             engine,
             gy,
@@ -503,6 +524,13 @@ def choose_engine(key: str, device: torch.device, engine: str | None) -> str:
     return engine
 
 
+def _fits(shape: torch.Size, into: torch.Size) -> bool:
+    """Whether a shape broadcasts to another; torch's own function for it takes longer than a small scan."""
+    return len(shape) <= len(into) and all(
+        a in (1, b) for a, b in zip(reversed(shape), reversed(into), strict=False)
+    )
+
+
 def _check_tensor(x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise ShapeError(
@@ -538,11 +566,7 @@ def _prepare(
     made = []
     for name, c in zip(dynamics.coefs, coefs, strict=True):
         tensor = c if isinstance(c, Tensor) else torch.full((), float(c), dtype=dtype, device=x.device)
-        try:
-            fits = torch.broadcast_shapes(tensor.shape, shape[1:]) == shape[1:]
-        except RuntimeError:
-            fits = False
-        if not fits:
+        if not _fits(tensor.shape, shape[1:]):
             raise ShapeError(
                 f"scan expected coef {name} to be a scalar or broadcastable to {tuple(shape[1:])}, got {tuple(tensor.shape)}."
             )
@@ -638,7 +662,8 @@ def scan_registered(
         needs = (x.requires_grad, *(c.requires_grad for c in coefs))
         y, *end = _Scan.apply(key, chosen, lengths, checkpoint or 0, needs, n_state, *operands)
     else:
-        y, *end = torch.ops.spiketide.scan(key, chosen, x, state, coefs, lengths, (), 0)
+        run = _scan_now if _eager(x) else torch.ops.spiketide.scan
+        y, *end = run(key, chosen, x, state, coefs, lengths, (), 0)
     return y.to(out_dtype), tuple(end)
 
 
@@ -789,9 +814,8 @@ def recurrent_scan_registered(
             key, chosen, lengths, checkpoint or 0, needs, weight.requires_grad, len(state), *operands
         )
     else:
-        y, *end = torch.ops.spiketide.recurrent_scan(
-            key, chosen, x, state, previous, coefs, weight, lengths, (), False, 0
-        )
+        run = _recurrent_now if _eager(x) else torch.ops.spiketide.recurrent_scan
+        y, *end = run(key, chosen, x, state, previous, coefs, weight, lengths, (), False, 0)
     return y.to(out_dtype), tuple(end)
 
 

@@ -2,7 +2,8 @@
 
 Layout: ``(T, M)`` with ``M = B * N`` contiguous. Threads take blocks of neurons; a block's state lives in the first cache
 levels while the loop walks through time, and the innermost loop runs over one-dimensional contiguous slices, which LLVM
-turns into vector instructions (two-dimensional indices would not vectorise). Every neuron's arithmetic is independent of the
+turns into vector instructions (two-dimensional indices would not vectorise). The lines that the next few hundred neurons
+write are asked for first (:mod:`spiketide.kernels.lines`). Every neuron's arithmetic is independent of the
 blocks, so results do not depend on the number of threads. Fused multiply-add is left off: the spikes are the reference's,
 bit for bit.
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels import lines
 from ..kernels.memory import empty_like
 from ..kernels.threading import Kernel, threads
 from . import cpu_math
@@ -64,6 +66,7 @@ HEADER = """\
 import math
 import numpy as np
 from numba import njit, prange
+from spiketide.kernels.lines import prefetch_write
 from spiketide.scan.cpu_math import exp32, sigmoid32, sigmoid64, tanh32
 F32 = np.float32
 F64 = np.float64
@@ -169,7 +172,7 @@ def rows(names: Sequence[str], where: str = "t, lo:hi") -> list[str]:
 
 def compile_printed(text: str, stem: str) -> Kernel:
     """A kernel from its printed source."""
-    module = load_source(text, stem, (Path(cpu_math.__file__),))
+    module = load_source(text, stem, (Path(cpu_math.__file__), Path(lines.__file__)))
     # error_model: a zero division gives inf as torch does, and no branch stands in the way of vector code
     return Kernel(module.kernel, parallel=True, error_model="numpy")
 
@@ -187,6 +190,30 @@ def _coef_names(scalars: Sequence[bool]) -> tuple[list[str], list[str], list[str
     return names, rowed, [f"{n}j = {n}[0]" for n in names if n not in rowed]
 
 
+TILE = 512
+"""Neurons whose output lines are fetched together: four streams of 2 KiB sit in a first-level cache of 32 KiB.
+
+Measured on one core, LIF forward, ns per neuron-step: 0.80 without; 0.53, 0.48, 0.49, 0.49, 0.50 for tiles of 64 to 1024.
+"""
+
+
+def _tiled(
+    fixed: Sequence[str],
+    moving: Sequence[str],
+    written: Sequence[str],
+    body: Sequence[str],
+    dtype: torch.dtype,
+) -> list[str]:
+    """A step ``t`` of a block, tile by tile: ask for the lines to be written, then the neurons."""
+    line = 16 if dtype == torch.float32 else 8
+    text = [f"for o in range(lo, hi, {TILE}):", f"    e = min(hi, o + {TILE})"]
+    text += ["    " + row for row in (*rows(fixed, "o:e"), *rows(written, "t, o:e"), *moving)]
+    if written:
+        text += [f"    for j in range(0, e - o, {line}):"]
+        text += [f"        prefetch_write({n}_, j)" for n in written]
+    return [*text, "    for j in range(e - o):", *("        " + row for row in body)]
+
+
 def _forward_source(
     p: Program, saved: Sequence[int], masked: bool, dtype: torch.dtype, scalars: Sequence[bool]
 ) -> str:
@@ -202,11 +229,9 @@ def _forward_source(
         ["steps = x.shape[0]", "size = x.shape[1]", *reads, "for b in prange((size + block - 1) // block):"],
         1,
     )
-    text += indent(["lo = b * block", "hi = min(size, lo + block)", *rows(fixed, "lo:hi")], 2)
-    text += indent(["for t in range(steps):"], 2)
-    text += indent([*rows(["x", "y", *stores]), "for j in range(hi - lo):"], 3)
-    text += indent(_share_scalars(body.body, scalars), 4)
-    return text
+    text += indent(["lo = b * block", "hi = min(size, lo + block)", "for t in range(steps):"], 2)
+    step = _tiled(fixed, rows(["x"], "t, o:e"), ["y", *stores], _share_scalars(body.body, scalars), dtype)
+    return text + indent(step, 3)
 
 
 def _backward_source(
@@ -231,16 +256,12 @@ def _backward_source(
         ],
         1,
     )
-    text += indent(["lo = b * block", "hi = min(size, lo + block)", *rows(fixed, "lo:hi")], 2)
-    text += indent(["for r in range(steps - 1):", "    t = steps - 1 - r"], 2)
-    text += indent(rows(["gy", *stores, *gx]), 3)
-    if plan.prior:
-        text += indent([f"p{q}_ = z{q}[t - 1, lo:hi]" for q in range(len(plan.saved))], 3)
-    text += indent(["for j in range(hi - lo):"], 3) + indent(_share_scalars(body.later, scalars), 4)
-    text += indent(["t = 0", *rows(["gy", *stores, *gx]), "for j in range(hi - lo):"], 2) + indent(
-        _share_scalars(body.first, scalars), 3
-    )
-    return text
+    text += indent(["lo = b * block", "hi = min(size, lo + block)", "for r in range(steps - 1):"], 2)
+    now = rows(["gy", *stores], "t, o:e")
+    before = [f"p{q}_ = z{q}[t - 1, o:e]" for q in range(len(plan.saved))] if plan.prior else []
+    later = _tiled(fixed, [*now, *before], gx, _share_scalars(body.later, scalars), dtype)
+    text += indent(["t = steps - 1 - r", *later], 3)
+    return text + indent(["t = 0", *_tiled(fixed, now, gx, _share_scalars(body.first, scalars), dtype)], 2)
 
 
 @functools.cache
@@ -262,7 +283,9 @@ def _block(size: int, resident: int) -> int:
     cache beside the rows that stream by.
     """
     share = -(-size // threads())
-    return max(64, min(8192 // max(1, resident), share))
+    block = max(64, min(8192 // max(1, resident), share))
+    # whole tiles: blocks then begin at a cache line
+    return block if block < TILE else block // TILE * TILE
 
 
 SHARED_FROM = 1 << 18
