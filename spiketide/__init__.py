@@ -21,8 +21,13 @@ from .neurons import StepNeuron as StepNeuron
 from .norms import BatchNorm as BatchNorm
 from .norms import Dropout as Dropout
 from .surrogate import spike as spike
+from .synapses import AxonalDelay as AxonalDelay
 from .synapses import Conv1d as Conv1d
 from .synapses import Conv2d as Conv2d
+from .synapses import DelayAnneal as DelayAnneal
+from .synapses import DelayedConv2d as DelayedConv2d
+from .synapses import DendriticDelay as DendriticDelay
 from .synapses import Dense as Dense
+from .synapses import SynapticDelay as SynapticDelay
 from .types import Batch as Batch
 from .types import detach as detach

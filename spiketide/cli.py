@@ -1,4 +1,4 @@
-"""The command line: ``spiketide train | test | reproduce | list | diagnose | report | demo``.
+"""The command line: ``spiketide train | test | reproduce | list | diagnose | report | demo | encode``.
 
 Only ``argparse`` is imported for ``--help``, ``--version`` and ``list``; Lightning and jsonargparse come with the verb that
 needs them. Whatever is not an option of a verb, ``--model.lr 0.01`` for example, is an argument of the recipe.
@@ -7,28 +7,40 @@ needs them. Whatever is not an option of a verb, ``--model.lr 0.01`` for example
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import recipes
 from .errors import RecipeError, RunError, SpiketideError, unknown
+from .plain import to_json
 
 log = logging.getLogger("spiketide")
 
 FAILED, STOPPED = 2, 130
 
+SECTIONS = frozenset({"--seed", "--threads", "--about"})
+"""Arguments of a recipe without a dot."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 refused or failed, 130 stopped with a resumable run."""
     parser = _parser()
-    words = list(sys.argv[1:] if argv is None else argv)
-    options, rest = parser.parse_known_args(words)
+    words, given = _recipe_arguments(list(sys.argv[1:] if argv is None else argv))
+    as_json = "--json" in words  # wherever it stands, also before the verb
+    try:
+        options, rest = parser.parse_known_args([word for word in words if word != "--json"])
+    except UsageError as error:
+        _complain(f"{error.usage}{error.program}: {error}")
+        if as_json:
+            verb = error.program.partition(" ")[2] or None
+            _say(to_json({"verb": verb, "error": str(error), "kind": "UsageError"}))
+        return FAILED
+    rest += given
     _listen()
     try:
         if rest and not options.takes_arguments:
@@ -43,20 +55,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             _complain(f"spiketide {options.verb}: {error}")
-        if options.json:
-            _say(json.dumps({"verb": options.verb, "error": str(error), "kind": type(error).__name__}))
+        if as_json and _first_process():
+            _say(to_json({"verb": options.verb, "error": str(error), "kind": type(error).__name__}))
         return FAILED
     except KeyboardInterrupt as stopped:
         _complain(f"\n{stopped or 'stopped'}")
-        if options.json:
+        if as_json and _first_process():
             folder = getattr(stopped, "folder", None)
-            _say(json.dumps({"verb": options.verb, "stopped": True, "run": folder and str(folder.path)}))
+            _say(to_json({"verb": options.verb, "stopped": True, "run": folder and str(folder.path)}))
         return STOPPED
     except BrokenPipeError:
         return 0
-    if options.json and result is not None:
-        _say(json.dumps({"verb": options.verb, **result}))
+    if as_json and result is not None:
+        _say(to_json({"verb": options.verb, **result}))
     return 0
+
+
+class UsageError(Exception):
+    """A command line that does not say what to do."""
+
+    def __init__(self, message: str, program: str, usage: str):
+        super().__init__(message)
+        self.program, self.usage = program, usage
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises where argparse prints and exits."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, self.prog, self.format_usage())
+
+
+def _first_process() -> bool:
+    """Whether this process prints results: a further process of a distributed run does not."""
+    run = sys.modules.get("spiketide.training.run")  # only what trains has further processes
+    return run is None or run.main_process()
 
 
 # ------------------------------------------------------------------------------------------------- verbs
@@ -228,6 +261,31 @@ def _diagnose(options: argparse.Namespace, overrides: list[str]) -> dict[str, An
     return found.to_dict()
 
 
+def _encode(options: argparse.Namespace) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from .encoders.cochlea import Cochlea
+    from .encoders.folder import encode_folder
+
+    done = encode_folder(
+        options.folder,
+        options.out,
+        naming=options.naming,
+        ear=Cochlea(sample_rate=options.rate, channels=options.channels),
+        jobs=options.jobs,
+        skip_bad=options.skip_bad,
+    )
+    _say(f"file        {done.out}")
+    _say(
+        f"recordings  {done.recordings} of {done.classes} classes, {done.spikes:,} spikes, times as {done.times}"
+    )
+    if done.skipped:
+        _say(
+            f"left out    {len(done.skipped)}: {', '.join(done.skipped[:5])}{' …' if len(done.skipped) > 5 else ''}"
+        )
+    return {**asdict(done), "skipped": list(done.skipped)}
+
+
 def _report(options: argparse.Namespace) -> dict[str, Any]:
     from .training.folder import RunFolder
     from .training.reporting import rewrite_report
@@ -241,14 +299,14 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument(
         "--json", action="store_true", help="print the result as one JSON line, last on stdout"
     )
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
     shared.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="spiketide",
         description="Train spiking neural networks from recipes.",
         epilog="Any argument of any constructor in a recipe can be given as --key value, "
@@ -301,6 +359,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     made = verb("report", _report, "write the report of a tested run again", arguments=False)
     made.add_argument("run_name", metavar="RUN", help=run_help)
+    made = verb("encode", _encode, "turn a folder of audio files into one file of spikes", arguments=False)
+    made.add_argument("folder", metavar="FOLDER", help="audio files, in a sub-folder for each label")
+    made.add_argument("--out", required=True, metavar="FILE", help="the HDF5 file to write")
+    made.add_argument(
+        "--naming",
+        choices=("folder", "fsdd"),
+        default="folder",
+        help="where labels come from: sub-folders, or names {label}_{speaker}_{index}.wav (default: folder)",
+    )
+    made.add_argument("--rate", type=int, default=8000, metavar="HZ", help="rate of the ear (default: 8000)")
+    made.add_argument(
+        "--channels", type=int, default=700, metavar="N", help="cells of the ear (default: 700)"
+    )
+    made.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
+    made.add_argument("--skip-bad", action="store_true", help="leave out broken files instead of stopping")
     made = verb("demo", _demo, "train, test and report a small recipe on real data", arguments=True)
     made.add_argument("recipe", nargs="?", default="digits/latency_lif", metavar="RECIPE", help=recipe_help)
     new_run(made)
@@ -315,15 +388,34 @@ def _options(parser: argparse.ArgumentParser, verb: str) -> set[str]:
     return set()
 
 
+def _recipe_arguments(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words for the parser, and those that are arguments of a recipe with their values.
+
+    argparse does not know the latter and would take the first value for the name of the recipe.
+    """
+    others: list[str] = []
+    given: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, _ = word.partition("=")
+        if not (name.startswith("--") and ("." in name or name in SECTIONS)):
+            others.append(word)
+            continue
+        given.append(word)
+        if not equals and rest and not rest[0].startswith("--"):
+            given.append(rest.pop(0))
+    return others, given
+
+
 def _hinted(rest: list[str], options: set[str]) -> list[str]:
     """Refuse a misspelt option here, where the options are known; dotted keys are for the recipe to check."""
     import difflib
 
-    sections = {"--seed", "--threads", "--about"}
     for word in rest:
         name = word.partition("=")[0]
-        if name.startswith("--") and "." not in name and name not in sections:
-            near = difflib.get_close_matches(name, sorted(options | sections), n=1, cutoff=0.5)
+        if name.startswith("--") and "." not in name and name not in SECTIONS:
+            near = difflib.get_close_matches(name, sorted(options | SECTIONS), n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else "."
             raise RecipeError(
                 f"unknown option {name}{hint} Options: {', '.join(sorted(options))}. Arguments of a recipe have dots, "

@@ -139,8 +139,15 @@ class Sequential(Layer):
         new = []
         for layer, begin in zip(self, state, strict=True):
             x, end = layer(x, begin, lengths=lengths)
+            lengths = layer.lengths_after(lengths)
             new.append(end)
         return x, tuple(new)
+
+    def lengths_after(self, lengths: Tensor | None) -> Tensor | None:
+        """Through all layers."""
+        for layer in self:
+            lengths = layer.lengths_after(lengths)
+        return lengths
 
 
 class Recurrent(Layer):
@@ -206,7 +213,7 @@ class Recurrent(Layer):
             drive = x if self.synapse.bias is None else x + self.synapse.bias
             y, end = self.neuron(drive, inner, lengths=lengths, feedback=self.synapse.weight)
             return y, (end, ())
-        if isinstance(self.synapse, Synapse):
+        if isinstance(self.synapse, Synapse) and not self.synapse.stateful:
             # a synapse without a state of its own: the same map at every step
             y, end = self.neuron(
                 x, inner, lengths=lengths, feedback=lambda s: self.synapse(s.unsqueeze(0))[0].squeeze(0)

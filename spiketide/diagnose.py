@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DataError, NonFiniteError, ShapeError
-from .layer import Layer
+from .layer import Layer, parameter_roles
 from .losses import CrossEntropy
 from .neurons.base import Neuron
+from .plain import plain
 from .probe import SATURATED_RATE, Records, activity, record
 from .readouts import MeanMembrane, Readout
 from .types import Batch
@@ -77,13 +78,15 @@ class Diagnosis:
         return not self.messages
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for ``json.dumps``; a number that is not finite becomes a string."""
-        return {
+        """Plain types for ``json.dumps``; a number that is not finite becomes ``None``, and a message names it."""
+        content = {
             "healthy": self.healthy,
-            "loss": _plain(self.loss),
-            "layers": [{key: _plain(value) for key, value in asdict(row).items()} for row in self.rows],
-            "messages": list(self.messages),
+            "loss": self.loss,
+            "layers": [asdict(row) for row in self.rows],
+            "messages": self.messages,
         }
+        made: dict[str, Any] = plain(content)
+        return made
 
     def __str__(self) -> str:
         head = ["layer", "kind", "rate", "Hz", "silent", "saturated", "|grad out|", "|grad par|", "finite"]
@@ -113,10 +116,6 @@ class Diagnosis:
             lines.append(f"loss {self.loss:.4g}")
         lines += [f"- {message}" for message in self.messages] or ["- nothing wrong found"]
         return "\n".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float | None, form: str) -> str:
@@ -188,7 +187,8 @@ def diagnose(
                         "diagnose expected the model to give (T, B, C), or scores (B, C), got "
                         f"{tuple(y.shape)}: flatten feature maps before the last layer."
                     )
-                scores = (readout or MeanMembrane())(y, batch.lengths) if y.dim() == 3 else y
+                ends = model.lengths_after(batch.lengths) if isinstance(model, Layer) else batch.lengths
+                scores = (readout or MeanMembrane())(y, ends) if y.dim() == 3 else y
                 value = (loss or CrossEntropy())(scores, batch.y)
                 gradients = _gradients(value, [*records.values(), *model.parameters()])
     finally:
@@ -285,11 +285,11 @@ def _about_input(x: Tensor) -> list[str]:
 
 
 def _not_finite_parameters(model: nn.Module) -> list[str]:
-    messages = []
+    messages, roles = [], parameter_roles(model)
     for name, p in model.named_parameters():
         bad = int((~p.isfinite()).sum())
         if bad:
-            role = getattr(p, "role", "weights")
+            role = roles[p]
             messages.append(
                 f"parameter {name} ({role}): {bad} of {p.numel()} values are NaN or Inf: go back to an "
                 f"earlier checkpoint, and train the {role} with a lower learning rate or clipped gradients."

@@ -14,6 +14,26 @@ from .shapes import time_mask as time_mask
 from .types import State
 
 
+def parameter_roles(model: nn.Module) -> dict[nn.Parameter, str]:
+    """What every parameter is for: ``"weights"``, ``"time_constants"``, ``"thresholds"``, ``"delays"``.
+
+    The word of the parameter itself (its attribute ``role``), or else of its module: a copy of a parameter, such as
+    ``copy.deepcopy`` makes, forgets its own.
+
+    Example:
+        >>> import copy
+        >>> from spiketide import LIF
+        >>> from spiketide.layer import parameter_roles
+        >>> list(parameter_roles(copy.deepcopy(LIF(3, learn=("tau_mem",)))).values())
+        ['time_constants']
+    """
+    roles: dict[nn.Parameter, str] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            roles.setdefault(parameter, getattr(parameter, "role", getattr(module, "role", "weights")))
+    return roles
+
+
 class Layer(nn.Module, ABC):
     """Everything with a time axis.
 
@@ -44,6 +64,10 @@ class Layer(nn.Module, ABC):
     def initial_state(self, x: Tensor) -> State:
         """The state before the first step of ``x`` ``(T, B, *N_in)``: zeros of the right shape, dtype and device."""
         return ()
+
+    def lengths_after(self, lengths: Tensor | None) -> Tensor | None:
+        """Valid steps of the output for each sample: those of the input, unless the layer makes sequences longer."""
+        return lengths
 
     @abstractmethod
     def forward(

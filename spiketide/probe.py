@@ -110,6 +110,49 @@ def record(
             handle.remove()
 
 
+def valid_steps(y: Tensor, lengths: Tensor | None = None) -> int | Tensor:
+    """Valid steps of all samples together; with lengths a tensor ``()``, so that nothing waits for a GPU.
+
+    Lengths may be those of the network's output; a layer in front of a tail has fewer steps, and counts no more than it has.
+
+    Shapes:
+        ``y``: ``(T, B, *N)``; ``lengths``: ``(B,)``.
+    """
+    return y.shape[0] * y.shape[1] if lengths is None else lengths.clamp(max=y.shape[0]).sum()
+
+
+def mean_rates(
+    spikes: Mapping[str, Tensor], lengths: Tensor | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Spikes per neuron and valid step, of each layer and over all neurons together, for a loop that trains.
+
+    As :func:`firing_rates`, but nothing waits for a GPU and nothing is refused: no valid step, or no layer, is a
+    rate of 0. Steps past a sample's end must be silent, as layers leave them.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.probe import mean_rates
+        >>> rates, rate = mean_rates({"a": torch.ones(4, 3, 1), "b": torch.zeros(4, 3, 3)})
+        >>> rates["a"].item(), rates["b"].item(), rate.item()
+        (1.0, 0.0, 0.25)
+
+    Shapes:
+        ``spikes[layer]``: ``(T, B, *N)``; ``lengths``: ``(B,)``; every rate: ``()``.
+    """
+    if not spikes:
+        return {}, torch.zeros(())
+    counts = {name: s.sum() for name, s in spikes.items()}
+    # places a neuron could have fired in
+    places: dict[str, Any] = {}
+    for name, s in spikes.items():
+        steps = valid_steps(s, lengths)
+        places[name] = (steps.clamp(min=1) if isinstance(steps, Tensor) else max(1, steps)) * s.shape[
+            2:
+        ].numel()
+    rates = {name: count / places[name] for name, count in counts.items()}
+    return rates, torch.stack(list(counts.values())).sum() / sum(places.values())
+
+
 def neuron_rates(spikes: Tensor, lengths: Tensor | None = None) -> Tensor:
     """The firing rate of each neuron in spikes per step: the mean over all valid steps of all samples.
 
@@ -129,16 +172,14 @@ def neuron_rates(spikes: Tensor, lengths: Tensor | None = None) -> Tensor:
     """
     if spikes.dim() < 2:
         raise ShapeError(f"firing rates expected spikes (T, B, *N), got {tuple(spikes.shape)}.")
-    steps, samples = spikes.shape[:2]
-    if lengths is None:
-        if steps * samples == 0:
-            raise DataError(f"firing rates expected at least one step, got spikes {tuple(spikes.shape)}.")
-        return spikes.mean((0, 1))
-    check_lengths("firing rates", spikes, lengths)
-    valid = int(lengths.sum())
+    if lengths is not None:
+        check_lengths("firing rates", spikes, lengths)
+    valid = int(valid_steps(spikes, lengths))
+    if valid == 0 and lengths is None:
+        raise DataError(f"firing rates expected at least one step, got spikes {tuple(spikes.shape)}.")
     if valid == 0:
         raise DataError("firing rates expected at least one valid step, got lengths that are all 0.")
-    return silence_padding(spikes, lengths).sum((0, 1)) / valid
+    return spikes.mean((0, 1)) if lengths is None else silence_padding(spikes, lengths).sum((0, 1)) / valid
 
 
 class Activity(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 
 import torch
@@ -49,6 +50,11 @@ def check_input(layer: object, x: Tensor, shape: tuple[int, ...], lengths: Tenso
         hint = ""
         if x.dim() == len(shape) + 1:
             hint = " For a single step add the time axis: x.unsqueeze(0)."
+        elif math.prod(shape) in (x.shape[1:].numel(), x.shape[2:].numel()):
+            hint = (
+                " Put a torch.nn.Flatten() before it: it flattens the axes after (T, B). Static data (B, *N) also needs "
+                "an encoder, which gives it a time axis."
+            )
         raise ShapeError(f"{name} expected {wanted}, got {tuple(x.shape)} with {x.dim()} axes.{hint}")
     if tuple(x.shape[2:]) != shape:
         raise ShapeError(
@@ -89,7 +95,8 @@ def check_state(layer: object, state: State, expected: State) -> None:
     """Refuse a state that is not of this layer and this batch.
 
     Raises:
-        ShapeError: another structure, another batch size (for example the last, smaller batch), another shape.
+        ShapeError: another structure, another batch size (for example the last, smaller batch), another shape, another
+            type of number, another device.
     """
     name = type(layer).__name__
     got, want = leaves(state), leaves(expected)
@@ -107,6 +114,16 @@ def check_state(layer: object, state: State, expected: State) -> None:
             raise ShapeError(
                 f"{name} expected state tensors of shape {tuple(need.shape)}, got {tuple(have.shape)}: the state is of "
                 "another batch size or layer; pass None to begin a new batch."
+            )
+        if have.dtype != need.dtype:
+            raise ShapeError(
+                f"{name} expected state tensors of {need.dtype}, got {have.dtype}: convert the state with "
+                f".to({need.dtype}), or give input of the type with which it was made; pass None to begin."
+            )
+        if have.device != need.device:
+            raise ShapeError(
+                f"{name} expected state tensors on {need.device}, where the input is, got {have.device}: move the state "
+                f'with .to("{need.device}"); pass None to begin.'
             )
 
 

@@ -35,7 +35,7 @@ def assert_near(got: Tensor, want: Tensor, rtol: float, what: str = "") -> None:
     if not want.numel():
         return
     assert bool(torch.isfinite(want).all()) and bool(torch.isfinite(got).all()), f"{what} is not finite"
-    error, scale = float((got - want).abs().max()), float(want.abs().max())
+    error, scale = float((got - want).detach().abs().max()), float(want.detach().abs().max())
     assert error <= rtol * scale, f"{what}: off by {error:.3g}, the largest value being {scale:.3g}"
 
 
@@ -52,7 +52,11 @@ def interpreted() -> Iterator[None]:
     This tests the graph, the plan and the printed source; what the compiler makes of them is tested on a few kernels.
     """
 
+    compiled = Kernel.dispatcher
+
     def dispatcher(self: Kernel, parallel: bool) -> Callable[..., Any]:
+        if not self.function.__module__.startswith("spiketide_printed"):
+            return compiled(self, parallel)
         # helpers printed beside the kernel are compiled functions too
         names = dict(self.function.__globals__)
         names |= {

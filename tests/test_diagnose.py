@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketide.compose import Sequential
-from spiketide.diagnose import diagnose
+from spiketide.diagnose import Diagnosis, Row, diagnose
 from spiketide.encoders import Latency, Poisson
 from spiketide.errors import DataError, ShapeError
 from spiketide.layer import Layer
@@ -177,14 +178,18 @@ def test_a_parameter_that_is_not_finite(value: float) -> None:
 
 
 def test_a_time_constant_that_is_not_finite() -> None:
-    model = network(learn=("tau_mem",))
+    # a copy, because a copied parameter forgets its role, and its module has to know it
+    model = copy.deepcopy(network(learn=("tau_mem",)))
     assert diagnose(model, batch()).rows[1].parameter_gradient  # a neuron's constants belong to its row
     assert [row.name for row in diagnose(model, batch()).rows] == ["0", "1", "2", "3", "4", "5"]
     (tau,) = model.get_submodule("1").parameters()
     with torch.no_grad():
         tau.view(-1)[0] = float("nan")
     message = said(model, batch(), "time_constants")
-    assert message.startswith("parameter 1.") and "lower learning rate" in message
+    assert (
+        message.startswith("parameter 1.tau_mem.raw (time_constants): 1 of 40 values")
+        and "lower learning rate" in message
+    )
 
 
 def test_an_output_that_overflows() -> None:
@@ -333,3 +338,7 @@ def test_table_and_json() -> None:
     with torch.no_grad():
         dense(model, 0).weight.fill_(math.nan)
     json.dumps(diagnose(model, batch()).to_dict(), allow_nan=False)
+    row = Row("0", "Dense", output_gradient=math.inf, parameter_gradient=0.5)
+    plain = Diagnosis([row], ["gradients explode"], math.nan).to_dict()
+    assert plain["loss"] is None and plain["layers"][0]["output_gradient"] is None
+    assert plain["layers"][0]["parameter_gradient"] == 0.5

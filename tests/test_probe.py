@@ -11,7 +11,15 @@ from spiketide.errors import DataError, ShapeError
 from spiketide.layer import Layer
 from spiketide.losses import SpikeRate
 from spiketide.neurons import LIF, LeakyIntegrator
-from spiketide.probe import SATURATED_RATE, activity, firing_rates, is_spiking, neuron_rates, record
+from spiketide.probe import (
+    SATURATED_RATE,
+    activity,
+    firing_rates,
+    is_spiking,
+    mean_rates,
+    neuron_rates,
+    record,
+)
 from spiketide.synapses import Dense
 
 
@@ -151,6 +159,37 @@ def test_rates_by_hand() -> None:
     assert masked.rate == pytest.approx((1 + 1 / 3) / 3)
     assert masked.silent == pytest.approx(1 / 3) and masked.saturated == pytest.approx(1 / 3)
     assert firing_rates({"a": s}, torch.tensor([4, 2])) == {"a": masked.rate}
+
+
+def test_rates_of_a_training_loop_are_those_of_the_records() -> None:
+    torch.manual_seed(3)
+    lengths = torch.tensor([4, 0, 2])
+    spikes = {
+        name: (torch.rand(4, 3, *size) < 0.4).float()
+        * (torch.arange(4).unsqueeze(1) < lengths).view(4, 3, *ones)
+        for name, size, ones in (("a", (5,), (1,)), ("b", (2, 3), (1, 1)))
+    }
+    for given in (None, lengths):
+        rates, rate = mean_rates(spikes, given)
+        assert {name: value.item() for name, value in rates.items()} == pytest.approx(
+            firing_rates(spikes, given)
+        )
+        steps = 12 if given is None else 6
+        assert rate.item() == pytest.approx(sum(s.sum().item() for s in spikes.values()) / (steps * 11))
+
+
+def test_layers_of_unlike_duration_count_their_own_steps() -> None:
+    rates, rate = mean_rates({"a": torch.ones(4, 2, 3), "b": torch.zeros(6, 2, 3)})
+    assert rates["a"].item() == 1.0 and rates["b"].item() == 0.0
+    assert rate.item() == pytest.approx(24 / 60)
+
+
+def test_rates_of_a_training_loop_without_a_valid_step_are_zero() -> None:
+    silent = {"a": torch.zeros(4, 2, 3), "b": torch.zeros(4, 2, 1)}
+    for spikes, lengths in ((silent, torch.tensor([0, 0])), ({"a": torch.zeros(0, 2, 3)}, None), ({}, None)):
+        rates, rate = mean_rates(spikes, lengths)
+        assert rate.item() == 0.0 and all(value.item() == 0.0 for value in rates.values())
+        assert rates.keys() == spikes.keys()
 
 
 def test_exactly_the_saturation_limit_is_not_saturated() -> None:

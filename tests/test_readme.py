@@ -31,9 +31,25 @@ def test_twenty_lines_of_the_readme_train_a_network(monkeypatch, tmp_path):
     assert float(space["trainer"].callback_metrics["val/accuracy"]) > 0.85
 
 
-@pytest.mark.parametrize("path, number", [("README.md", 1), ("docs/how-to/add_a_neuron.md", 0)])
+def test_data_of_your_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    imports = "\n".join(
+        line for line in blocks("README.md")[0].splitlines() if line.startswith(("import", "from"))
+    )
+    code = blocks("README.md")[2]
+    assert "max_epochs=2" in code
+    space: dict = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(imports + "\n" + code.replace("max_epochs=2", "max_epochs=2, enable_progress_bar=False"), space)
+    assert space["scores"].shape == (20, 4) and bool(torch.isfinite(space["scores"]).all())
+
+
+@pytest.mark.parametrize(
+    "path, number", [("README.md", 1), ("docs/how-to/add_a_neuron.md", 0), ("docs/how-to/add_a_neuron.md", 1)]
+)
 def test_neurons_of_the_documentation_run(path, number):
-    space = {"x": torch.rand(6, 2, 256), "x_next": torch.rand(6, 2, 256)}
+    space: dict = {}
     exec(blocks(path)[number], space)
     assert 0.01 < float(space["y"].detach().mean()) < 0.9
 

@@ -117,7 +117,12 @@ def test_check_input() -> None:
     assert message(torch.zeros(2, 7)) == (
         "Thing expected (T, B, 7), got (2, 7) with 2 axes. For a single step add the time axis: x.unsqueeze(0)."
     )
-    assert message(torch.zeros(5, 2, 7, 1)) == "Thing expected (T, B, 7), got (5, 2, 7, 1) with 4 axes."
+    assert message(torch.zeros(5, 2, 8, 1)) == "Thing expected (T, B, 7), got (5, 2, 8, 1) with 4 axes."
+    for folded, wanted in (((5, 2, 7, 1), (7,)), ((9, 2, 2, 3), (12,)), ((9, 1, 2, 3), (6,))):
+        assert message(torch.zeros(folded), wanted).endswith(
+            "with 4 axes. Put a torch.nn.Flatten() before it: it flattens the axes after (T, B). Static data (B, *N) also "
+            "needs an encoder, which gives it a time axis."
+        )
     assert message(torch.zeros(7)) == "Thing expected (T, B, 7), got (7,) with 1 axes."
     assert message(torch.zeros(2, 7, 5)) == (
         "Thing expected (T, B, 7), got (2, 7, 5): is this batch-first or features-first? "
@@ -166,3 +171,14 @@ def test_check_state() -> None:
         ShapeError, match=r"shape \(2, 7\), got \(3, 7\): the state is of another batch size or layer"
     ):
         check((torch.zeros(3, 7),), (v,))
+    with pytest.raises(
+        ShapeError, match=r"Thing expected state tensors of torch.float32, got torch.int64: convert the state"
+    ):
+        check((v.long(),), (v,))
+    with pytest.raises(ShapeError, match=r"of torch.float32, got torch.float64: .*\.to\(torch.float32\)"):
+        check((v, v.double()), (v, v))
+    with pytest.raises(
+        ShapeError,
+        match=r'Thing expected state tensors on cpu, where the input is, got meta: .*\.to\("cpu"\)',
+    ):
+        check((v.to("meta"),), (v,))

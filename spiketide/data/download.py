@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,11 +15,16 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from requests import Response
 
+log = logging.getLogger("spiketide")
+
 ENVIRONMENT = "SPIKETIDE_DATA"
 """The environment variable that names the data folder."""
 
 RETRIES = 2
 """Further attempts after a failed download; each goes on where the last one stopped."""
+
+PATIENCE = 5.0
+"""Seconds of waiting for another process's download before a line says so."""
 
 
 class RemoteFile(NamedTuple):
@@ -105,10 +112,9 @@ def _missing(files: Sequence[RemoteFile], root: Path, title: str, why: str, hint
 
 def _download(file: RemoteFile, path: Path) -> None:
     import pooch
-    from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / ".download.lock"):
+    with _locked(path.parent / ".download.lock"):
         if path.is_file():  # another process was faster
             return
         pooch.create(
@@ -118,6 +124,23 @@ def _download(file: RemoteFile, path: Path) -> None:
             urls={path.name: file.url},
             retry_if_failed=RETRIES,
         ).fetch(path.name, downloader=_Resuming(path.with_name(path.name + ".part")))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``; who has to wait for another process says so once, and waits on."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        log.info("waiting for another process, which downloads into %s (it holds %s)", path.parent, path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _explain(problem: Exception) -> str | None:

@@ -290,7 +290,12 @@ class Neuron(Layer):
     @property
     def dynamics(self) -> Dynamics:
         """The step with the names of its state and coefficients, read off its signature."""
-        step = self.step
+        step = getattr(self, "step", None)
+        if step is None:
+            raise ParameterError(
+                f"{type(self).__name__} expected a static method step(x, {', '.join(self.states) or '*states'}, *coefs), got "
+                "none: write one that returns the spikes and the new states."
+            )
         if inspect.ismethod(step):
             raise ParameterError(
                 f"{type(self).__name__}.step must be a static method (@staticmethod, without self): it is read once, so what "

@@ -317,11 +317,12 @@ class _Adjoint:
             return
         self.grad[i] = g.index if i not in self.grad else (self._s(self.grad[i]) + g).index
 
-    def run(self, seeds: dict[int, int]) -> dict[int, int]:
-        """Gradients by node id, from gradients of the outputs."""
-        for i, g in seeds.items():
+    def run(self, seeds: Iterable[tuple[int, int]]) -> dict[int, int]:
+        """Gradients by node id, from pairs of an output and its gradient; an output may stand there twice."""
+        last = len(self.graph.nodes)
+        for i, g in seeds:
             self._give(i, self._s(g))
-        for i in range(max(seeds, default=-1), -1, -1):
+        for i in range(last - 1, -1, -1):
             if i in self.grad:
                 self._vjp(self.graph.nodes[i], i, self._s(self.grad[i]))
         return self.grad
@@ -451,13 +452,8 @@ class Program:
         self.gy = graph.input("gy")
         self.gnext = tuple(graph.input(f"gstate{i}") for i in range(len(state)))
         if step_vjp is None:
-            adjoint = _Adjoint(graph, surrogate)
-            for node, seed in zip((self.y, *self.next), (self.gy, *self.gnext), strict=True):
-                adjoint._give(node, symbol(seed))
-            grad = adjoint.run({})
-            for i in range(self.forward_size - 1, -1, -1):
-                if i in grad:
-                    adjoint._vjp(graph.nodes[i], i, symbol(grad[i]))
+            outputs = (self.y, *self.next)
+            grad = _Adjoint(graph, surrogate).run(zip(outputs, (self.gy, *self.gnext), strict=True))
             grads = [grad.get(i) for i in (self.x, *self.state, *self.coefs)]
         else:
             with use(surrogate):

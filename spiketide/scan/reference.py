@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import EngineError
 from ..shapes import silence_padding
 from ..surrogate import Surrogate, use
 from .dynamics import Dynamics
@@ -22,7 +23,7 @@ class _StepWithVjp(torch.autograd.Function):
         ctx.save_for_backward(*operands)
         with use(surrogate):
             out = dynamics.step(*operands)
-        return tuple(o.clone() if any(o is i for i in operands) else o for o in out)
+        return tuple(o.clone() if any(o is i for i in operands) else o for o in _values(dynamics, out))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -40,6 +41,15 @@ def _of_shape(gradient: Any, operand: Tensor, full: torch.Size) -> Tensor:
     """A gradient per neuron and sample (the author may give a number), summed to one of ``operand``."""
     g = torch.as_tensor(gradient, dtype=operand.dtype, device=operand.device)
     return g.expand(full).sum_to_size(operand.shape)
+
+
+def _values(dynamics: Dynamics, out: Any) -> Sequence[Any]:
+    """What a step returned: a bare tensor would else be taken apart along its batch."""
+    values = out if isinstance(out, (tuple, list)) else (out,)
+    if len(values) != 1 + len(dynamics.state):
+        form = ", ".join(["s", *(f"{name}'" for name in dynamics.state)])
+        raise EngineError(f"step must return {1 + len(dynamics.state)} values ({form}), got {len(values)}.")
+    return values
 
 
 def _of_neurons(value: Any, like: Tensor) -> Tensor:
@@ -80,10 +90,10 @@ def run(
         for t, current in enumerate(x.unbind(0)):
             drive = current if feedback is None else current + feedback(last)  # type: ignore[arg-type]
             if dynamics.step_vjp is None:
-                s, *new = dynamics.step(drive, *states, *coefs)
+                out = dynamics.step(drive, *states, *coefs)
             else:
-                s, *new = _StepWithVjp.apply(dynamics, surrogate, drive, *states, *coefs)
-            s, *new = (_of_neurons(value, drive) for value in (s, *new))
+                out = _StepWithVjp.apply(dynamics, surrogate, drive, *states, *coefs)
+            s, *new = (_of_neurons(value, drive) for value in _values(dynamics, out))
             if alive is None:
                 states = tuple(new)
                 last = s if feedback is not None else None

@@ -3,4 +3,10 @@
 from .base import Synapse as Synapse
 from .conv import Conv1d as Conv1d
 from .conv import Conv2d as Conv2d
+from .delay import AxonalDelay as AxonalDelay
+from .delay import DelayAnneal as DelayAnneal
+from .delay import DelayedConv2d as DelayedConv2d
+from .delay import DendriticDelay as DendriticDelay
+from .delay import SynapticDelay as SynapticDelay
+from .delay import clamp_delays as clamp_delays
 from .dense import Dense as Dense

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -21,6 +21,9 @@ class Synapse(Layer):
         ``x (T, B, *N_in)`` -> ``y (T, B, *N_out)``, state ``()``. With ``lengths (B,)`` the outputs past a
         sample's end are zero (also their bias).
     """
+
+    stateful: ClassVar[bool] = False
+    """Whether it remembers: then its state is not empty, and in recurrence it is stepped."""
 
     @abstractmethod
     def check(self, x: Tensor, lengths: Tensor | None) -> None:

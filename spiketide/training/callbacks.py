@@ -8,6 +8,7 @@ import io
 import logging
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -121,13 +122,23 @@ class Keep(Checkpoint):
         better = self._is_better(row)
         if better:
             self.best = row
-            trainer.save_checkpoint(self.folder.best)
-        trainer.save_checkpoint(self.folder.last)
-        self.write()
+            self._save(trainer, self.folder.best)
+        self._save(trainer, self.folder.last)
+        failed: list[Exception] = []
+        try:
+            self.write()
+        except RunError as error:
+            failed.append(error)
+        _tell_all(trainer, failed)
         log.info(self._line(row, better))
         if self._out_of_patience:
             log.info("no better %s for %d epochs: stopping", self.choice.metric, self.choice.patience)
             trainer.should_stop = True
+
+    def _save(self, trainer: L.Trainer, path: Path) -> None:
+        failed: list[Exception] = []
+        trainer.save_checkpoint(path, storage_options=failed)
+        _tell_all(trainer, failed)
 
     def write(self, *, finished: bool = False) -> None:
         """``metrics.csv`` and ``metrics.json`` as of now."""
@@ -169,6 +180,15 @@ class Keep(Checkpoint):
         parts = [f"{word} {row[name]:.4f}" for word, name in shown.items() if name in row]
         mark = " *" if better else ""
         return f"epoch {row['epoch']:.0f}  " + "  ".join(parts) + f"  {row['seconds']:.1f} s{mark}"
+
+
+def _tell_all(trainer: L.Trainer, failed: list[Exception]) -> None:
+    """Raise in every process what went wrong in the one that writes: the others would wait for it for ever."""
+    message = trainer.strategy.broadcast(str(failed[0]) if failed else None)
+    if failed:
+        raise failed[0]
+    if message is not None:
+        raise RunError(message)
 
 
 class Bar(TQDMProgressBar):

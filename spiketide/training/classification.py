@@ -8,20 +8,20 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import lr_scheduler
 
 from ..compose import Sequential
 from ..encoders import Encoder
-from ..errors import NonFiniteError, ParameterError, unknown
+from ..errors import NonFiniteError, ParameterError, ShapeError, unknown
 from ..layer import Layer
 from ..losses import CrossEntropy, Regulariser
-from ..probe import record
+from ..probe import mean_rates, record
 from ..readouts import Readout
+from ..synapses.delay import DelayAnneal, clamp_delays
 from ..types import Batch
 from .groups import parameter_groups
+from .schedule import SCHEDULES, Schedule
 
 OPTIMIZERS = ("adam", "adamw", "adamax", "sgd")
-SCHEDULES = ("constant", "cosine", "onecycle", "step")
 
 
 class Output(NamedTuple):
@@ -30,7 +30,8 @@ class Output(NamedTuple):
     scores: Tensor
     y: Tensor
     spikes: dict[str, Tensor]
-    lengths: Tensor | None
+    lengths: Tensor | None  # of y
+    given: Tensor | None = None  # of the input: valid for every layer, also in front of a tail
 
 
 class Classification(L.LightningModule):
@@ -74,6 +75,10 @@ class Classification(L.LightningModule):
         weight_decay: Of weights with two or more axes; nothing else decays.
         schedule: ``"constant"``; ``"cosine"`` to zero at the end; ``"onecycle"`` up for 30 % of the steps and down to the
             end; ``"step"``, times ``step_factor`` every ``step_every`` epochs.
+        schedule_delays: That of the delays; ``None``: the same.
+        cycle_momentum: With ``"onecycle"``, the first of ``betas`` falls from 0.95 to 0.85 while the rate rises, and comes
+            back (torch's default, used by the learned-delay paper); not for groups on another schedule.
+        delay_anneal: Narrows the widths of learnt delays epoch by epoch; ``None``: they stay.
         step_every: Epochs.
         step_factor: Factor on the learning rate.
         clip: Clip the gradient by ``"norm"`` over all parameters or by ``"value"`` of each entry, or not.
@@ -82,9 +87,11 @@ class Classification(L.LightningModule):
     Raises:
         ParameterError: an unknown name or a number out of range.
         NonFiniteError: NaN or Inf in a batch.
+        ShapeError: a batch that is no :class:`spiketide.Batch`.
 
     Reference:
-        One-cycle and cosine schedules as in ``torch.optim.lr_scheduler``, counted in optimiser steps.
+        One-cycle and cosine schedules as in ``torch.optim.lr_scheduler``, counted in optimiser steps:
+        :class:`.schedule.Schedule`.
     """
 
     def __init__(
@@ -103,6 +110,9 @@ class Classification(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         schedule: Literal["constant", "cosine", "onecycle", "step"] = "constant",
+        schedule_delays: Literal["constant", "cosine", "onecycle", "step"] | None = None,
+        cycle_momentum: bool = False,
+        delay_anneal: DelayAnneal | None = None,
         step_every: int = 20,
         step_factor: float = 0.5,
         clip: Literal["norm", "value"] | None = None,
@@ -112,6 +122,7 @@ class Classification(L.LightningModule):
         for what, given, known in (
             ("optimizer", optimizer, OPTIMIZERS),
             ("schedule", schedule, SCHEDULES),
+            ("schedule of the delays", schedule_delays, (*SCHEDULES, None)),
             ("clip", clip, ("norm", "value", None)),
         ):
             if given not in known:
@@ -139,11 +150,19 @@ class Classification(L.LightningModule):
         self.betas = (float(betas[0]), float(betas[1]))
         self.weight_decay = float(weight_decay)
         self.schedule = schedule
+        self.schedule_delays = schedule if schedule_delays is None else schedule_delays
+        self.cycle_momentum = bool(cycle_momentum)
+        self.delay_anneal = delay_anneal
         self.step_every, self.step_factor = int(step_every), float(step_factor)
         self.clip, self.clip_at = clip, float(clip_at)
 
     def forward(self, batch: Batch, *, encoded: bool = False) -> Output:
         """Scores of a batch, and what the network did on the way; ``encoded`` says that ``x`` went through the encoder."""
+        if not isinstance(batch, Batch):
+            raise ShapeError(
+                f"Classification expected batches Batch(x, y, lengths), time first, got {type(batch).__name__}: use a data "
+                "module of spiketide.data (ArrayData takes arrays of your own), or a collate_fn that makes a Batch."
+            )
         # One NaN would turn every weight into NaN without a word. Encoders check what they take themselves.
         if self.encoder is None and not bool(torch.isfinite(batch.x).all()):
             bad = int((~torch.isfinite(batch.x)).sum())
@@ -153,14 +172,14 @@ class Classification(L.LightningModule):
         x = batch.x if self.encoder is None or encoded else self.encoder(batch.x)
         with record(self.network) as records:
             y, _ = self.network(x, lengths=batch.lengths)
-        scores = self.readout(y, batch.lengths)
-        return Output(scores, y, records.spikes(), batch.lengths)
+        lengths = self.network.lengths_after(batch.lengths)
+        return Output(self.readout(y, lengths), y, records.spikes(), lengths, batch.lengths)
 
     def objective(self, output: Output, y: Tensor) -> Tensor:
         """The loss that is minimised."""
         loss = self.loss(output.scores, y)
         for penalty in self.regularisers:
-            loss = loss + penalty(output.spikes, output.lengths)
+            loss = loss + penalty(output.spikes, output.given)
         return loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -186,8 +205,8 @@ class Classification(L.LightningModule):
     def _log(self, batch: Batch, output: Output, loss: Tensor, stage: str) -> None:
         with torch.no_grad():
             accuracy = (output.scores.argmax(-1) == batch.y).float().mean()
-            rates, rate = firing_rates(output)
-        values = {"loss": loss, "accuracy": accuracy, "rate": rate}
+            rates, rate = mean_rates(output.spikes, output.lengths)
+        values = {"loss": loss, "accuracy": accuracy, "rate": rate.to(loss.device)}
         named = {f"{stage}/{name}": value for name, value in values.items()}
         named |= {f"{stage}/rate/{name}": value for name, value in rates.items()}
         size = batch.y.shape[0]
@@ -210,36 +229,34 @@ class Classification(L.LightningModule):
             optimizer = torch.optim.Adamax(groups, betas=self.betas)
         else:
             optimizer = torch.optim.AdamW(groups, betas=self.betas)
-        if self.schedule == "constant":
+        kinds = [self.schedule_delays if group["name"] == "delays" else self.schedule for group in groups]
+        if set(kinds) == {"constant"}:
             return optimizer
         total = int(self.trainer.estimated_stepping_batches)
-        scheduler: lr_scheduler.LRScheduler
-        if self.schedule == "cosine":
-            scheduler = lr_scheduler.CosineAnnealingLR(optimizer, total)
-        elif self.schedule == "onecycle":
-            # The momentum stays: cycling it changes the optimiser, which nobody asked for here.
-            peaks = [group["lr"] for group in groups]
-            scheduler = lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=total + 1, cycle_momentum=False)
-        else:
-            steps = max(1, total // max(1, self.trainer.max_epochs or 1))
-            scheduler = lr_scheduler.StepLR(optimizer, self.step_every * steps, self.step_factor)
+        epoch = max(1, total // max(1, self.trainer.max_epochs or 1))
+        scheduler = Schedule(
+            optimizer,
+            kinds,
+            total,
+            step_every=self.step_every * epoch,
+            step_factor=self.step_factor,
+            cycle_momentum=self.cycle_momentum,
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        """Narrow the delays' widths, as far as this epoch says."""
+        if self.delay_anneal is not None:
+            self.delay_anneal(self.network, self.current_epoch, self.trainer.max_epochs or 1)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Put delays back that the step moved out of their range."""
+        clamp_delays(self.network)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip as this module was told."""
         if self.clip is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.clip_at, gradient_clip_algorithm=self.clip)
-
-
-def firing_rates(output: Output) -> tuple[dict[str, Tensor], Tensor]:
-    """Spikes per neuron and valid step: of each layer, and over all neurons together."""
-    steps: Any = output.y.shape[0] * output.y.shape[1] if output.lengths is None else output.lengths.sum()
-    counts = {name: spikes.sum() for name, spikes in output.spikes.items()}
-    sizes = {name: spikes[0, 0].numel() for name, spikes in output.spikes.items()}
-    rates = {name: count / (steps * sizes[name]) for name, count in counts.items()}
-    if not counts:
-        return rates, torch.zeros((), device=output.y.device)
-    return rates, torch.stack(list(counts.values())).sum() / (steps * sum(sizes.values()))
 
 
 def stack(layers: list[nn.Module]) -> Sequential:

@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from ..errors import RunError
+from ..plain import to_json
 
 PACKAGES = (
     "spiketide", "torch", "lightning", "numba", "numpy", "scipy", "scikit-learn", "jsonargparse", "librosa", "triton",
@@ -80,10 +81,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Serialise ``checkpoint`` and put it in place of ``path``."""
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write(Path(path), buffer.getvalue())
+        """Serialise ``checkpoint`` and put it in place of ``path``.
+
+        Only one process of a distributed run gets here, and the others wait for it: a list as ``storage_options`` takes
+        the error that would leave them waiting.
+        """
+        try:
+            buffer = io.BytesIO()
+            torch.save(checkpoint, buffer)
+            write(Path(path), buffer.getvalue())
+        except Exception as error:
+            if not isinstance(storage_options, list):
+                raise
+            storage_options.append(error)
 
 
 class RunFolder:
@@ -155,8 +165,8 @@ class RunFolder:
         return path
 
     def write_json(self, name: str, content: Any) -> Path:
-        """Write one JSON file of the run."""
-        return self.write(name, json.dumps(content, indent=2) + "\n")
+        """Write one JSON file of the run; a number that is not finite becomes ``null``."""
+        return self.write(name, to_json(content, indent=2) + "\n")
 
     def read_json(self, name: str) -> Any:
         """Read one JSON file of the run; ``None`` when it is not there.

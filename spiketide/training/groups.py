@@ -8,17 +8,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import ParameterError, unknown
+from ..layer import parameter_roles
 
 ROLES = ("weights", "time_constants", "thresholds", "delays")
-
-
-def roles(model: nn.Module) -> dict[nn.Parameter, str]:
-    """What every parameter is, one of ``ROLES``: its own word, or else its module's (a copy of a parameter forgets its own)."""
-    named: dict[nn.Parameter, str] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            named.setdefault(parameter, getattr(parameter, "role", getattr(module, "role", "weights")))
-    return named
 
 
 def parameter_groups(
@@ -50,7 +42,7 @@ def parameter_groups(
         if name not in ROLES:
             raise ParameterError(unknown("role", name, ROLES))
     members: dict[str, list[nn.Parameter]] = {}
-    for parameter, name in roles(model).items():
+    for parameter, name in parameter_roles(model).items():
         if parameter.requires_grad:
             if name not in ROLES:
                 raise ParameterError(unknown("parameter role", name, ROLES))

@@ -55,6 +55,7 @@ def connections(synapse: Synapse, x: Tensor, lengths: Tensor | None = None) -> f
     ones = {
         name: torch.zeros_like(value) if name.split(".")[-1] == "bias" else torch.ones_like(value)
         for name, value in synapse.named_parameters()
+        if getattr(value, "role", "weights") != "delays"  # when an input arrives is no weight
     }
     counts, _ = functional_call(synapse, ones, ((x != 0).to(x.dtype),), {"lengths": lengths})
     return float(counts.sum(dtype=torch.float64))

@@ -278,7 +278,8 @@ def _imported(class_path: str, where: str) -> Any:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise RecipeError(
-            f"class_path {class_path!r} in {where}: cannot import {module_name!r} ({error})."
+            f"class_path {class_path!r} in {where}: cannot import {module_name!r} ({error}). "
+            "A module of your own must be on Python's path: PYTHONPATH=. when it lies in this folder."
         ) from error
     if not hasattr(module, name):
         names = [key for key in dir(module) if key[:1].isupper()]

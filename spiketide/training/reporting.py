@@ -16,7 +16,7 @@ from ..diagnose import Diagnosis, diagnose
 from ..errors import RunError
 from ..layer import Layer
 from ..neurons import ALIF, Neuron
-from ..probe import is_spiking
+from ..probe import is_spiking, valid_steps
 from ..report import ReportData, Row, SampleTrace, choose_samples, write_report
 from ..types import Batch
 from .callbacks import Reseed
@@ -38,7 +38,7 @@ class Collector(L.Callback):
         self.predictions: list[Tensor] = []
         self.operations = Operations()
         self._counts: dict[str, Tensor] = {}
-        self._steps = 0.0
+        self._steps = 0
         self._stack = ExitStack()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -60,8 +60,7 @@ class Collector(L.Callback):
         self.labels.append(batch.y.cpu())
         self.predictions.append(output.scores.argmax(-1).cpu())
         self.operations.samples += batch.y.shape[0]
-        steps = output.y.shape[0] * output.y.shape[1] if output.lengths is None else int(output.lengths.sum())
-        self._steps += steps
+        self._steps += int(valid_steps(output.y, output.lengths))
         for name, spikes in output.spikes.items():
             count = spikes.sum((0, 1), dtype=torch.float64).flatten().cpu()
             self._counts[name] = self._counts.get(name, 0) + count
@@ -89,14 +88,14 @@ class Collector(L.Callback):
 
     @property
     def rates(self) -> dict[str, np.ndarray]:
-        """Layer -> spikes per step of each neuron."""
-        return {name: (count / self._steps).numpy() for name, count in self._counts.items()}
+        """Layer -> spikes per step of each neuron; 0 when the test data has no valid step."""
+        return {name: (count / max(1, self._steps)).numpy() for name, count in self._counts.items()}
 
     @property
     def rate(self) -> float:
         """Spikes per neuron and valid step, over all neurons; 0 when none of them spikes by nature."""
         counts = list(self._counts.values())
-        return float(torch.cat([c.flatten() for c in counts]).mean() / self._steps) if counts else 0.0
+        return float(torch.cat([c.flatten() for c in counts]).mean() / max(1, self._steps)) if counts else 0.0
 
     def confusion(self, classes: int) -> np.ndarray:
         """Counts ``(C, C)``, rows true."""
@@ -143,12 +142,12 @@ def rewrite_report(folder: RunFolder) -> Path:
     """
     from .run import evaluate
 
-    stored = folder.read_json("test.json")
-    if stored is None:
-        raise RunError(
-            f"{folder.path} was not tested yet; `spiketide test {folder.path}` measures and writes the report."
-        )
     with folder.hold():
+        stored = folder.read_json("test.json")
+        if stored is None:
+            raise RunError(
+                f"{folder.path} was not tested yet; `spiketide test {folder.path}` measures and writes the report."
+            )
         recipe, built, collector, _ = evaluate(folder)
         return make_report(folder, recipe, built, collector, stored)
 
@@ -204,13 +203,19 @@ def trace(built: Built, chosen: list[int]) -> list[SampleTrace]:
 def _traces(model: Classification, batch: Batch, columns: list[int]) -> list[SampleTrace]:
     x = batch.x if model.encoder is None else model.encoder(batch.x)
     output = model(batch._replace(x=x), encoded=True)
-    scores = model.readout.evolve(output.y, batch.lengths)
+    scores = model.readout.evolve(output.y, output.lengths)
     membranes = record_membranes(model.network, x[:, columns])
     labels = layer_names(model.network)
+
+    def longer(steps: Tensor) -> Any:
+        # layers with a tail go on after those in front of them, which are silent then
+        missing = output.y.shape[0] - steps.shape[0]
+        return torch.cat([steps, steps.new_zeros(missing, *steps.shape[1:])]).numpy()
+
     samples = []
     for position, column in enumerate(columns):
-        length = x.shape[0] if batch.lengths is None else int(batch.lengths[column])
-        hidden = {labels[name]: spikes[:, column].numpy() for name, spikes in output.spikes.items()}
+        length = output.y.shape[0] if output.lengths is None else int(output.lengths[column])
+        hidden = {labels[name]: longer(spikes[:, column]) for name, spikes in output.spikes.items()}
         membrane, threshold, neurons = {}, {}, {}
         for name, spikes in output.spikes.items():
             if name not in membranes:
@@ -226,7 +231,7 @@ def _traces(model: Classification, batch: Batch, columns: list[int]) -> list[Sam
             SampleTrace(
                 label=int(batch.y[column]),
                 prediction=int(output.scores[column].argmax()),
-                input=x[:, column].numpy(),
+                input=longer(x[:, column]),
                 hidden=hidden,
                 membrane=membrane,
                 scores=scores[:, column].numpy(),
@@ -241,12 +246,13 @@ def _traces(model: Classification, batch: Batch, columns: list[int]) -> list[Sam
 def record_membranes(network: Layer, x: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Membrane and threshold of every spiking neuron after every step, by streaming one step at a time.
 
-    In evaluation mode, in which norms and dropout stream too. Empty for a network that looks into the future.
+    In evaluation mode, in which norms and dropout stream too. Empty for a network that looks into the future, or with delays that
+    have a tail: these do not stream.
 
     Shapes:
         ``x (T, B, *N_in)`` -> name: ``(T, B, *N)`` twice; the threshold is ``None`` where a model has none.
     """
-    if any(isinstance(module, Bidirectional) for module in network.modules()):
+    if any(isinstance(module, Bidirectional) or getattr(module, "tail", 0) for module in network.modules()):
         return {}
     kept: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
 

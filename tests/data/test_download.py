@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pooch.core
 import pytest
+from filelock import FileLock
 
 from spiketide.data import data_root, download
 from spiketide.data.download import RemoteFile, fetch
@@ -80,6 +81,23 @@ def test_downloads_once(server, tmp_path):
     assert visible(path.parent) == ["data.bin"]
     fetch([file], tmp_path, title="Toy")
     assert server.ranges == [None]
+
+
+def test_who_waits_for_another_process_says_so_once(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(download, "PATIENCE", 0.2)
+    caplog.set_level("INFO", "spiketide")
+    file, found = remote(server), []
+    (tmp_path / "set").mkdir()
+    with FileLock(tmp_path / "set" / ".download.lock"):
+        waiting = threading.Thread(target=lambda: found.extend(fetch([file], tmp_path, title="Toy")))
+        waiting.start()
+        waiting.join(1.0)
+        assert waiting.is_alive()
+        (said,) = caplog.messages
+    waiting.join(30.0)
+    assert [path.read_bytes() for path in found] == [CONTENT]
+    assert "waiting for another process" in said and str(tmp_path / "set") in said
+    assert caplog.messages == [said]
 
 
 def test_two_at_once_download_once(server, tmp_path):

@@ -507,8 +507,15 @@ def test_a_neuron_without_its_parts() -> None:
         states = ("v",)
         step = staticmethod(step)
 
+    class NoStep(Neuron):
+        states = ("v",)
+
     with pytest.raises(ParameterError, match="set `states` to the names of the state variables"):
         NoStates(3)
+    with pytest.raises(
+        ParameterError, match=r"NoStep expected a static method step\(x, v, \*coefs\), got none"
+    ):
+        NoStep(3)
     with pytest.raises(NotImplementedError, match=r"NoCoefs needs coefs\(\)"):
         NoCoefs(3)(torch.rand(2, 1, 3))
 

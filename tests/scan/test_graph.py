@@ -25,7 +25,7 @@ from spiketide import ALIF, IF, LIF, AdLIF, CubaLIF, Dense, LeakyIntegrator, Rec
 from spiketide.neurons import Neuron
 from spiketide.scan import Dynamics, saved_bytes, scan, source
 from spiketide.scan.dynamics import entry, program, register
-from spiketide.scan.graph import Program
+from spiketide.scan.graph import Graph, Program, Symbol, _Adjoint
 from spiketide.surrogate import ATan, FastSigmoid, MultiGaussian, Surrogate
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -426,3 +426,14 @@ def test_constants_of_the_step_are_exact() -> None:
     with interpreted():
         y, _ = scan(Dynamics(("v",), (), step), x, None, (), ATan(2.0), engine="cpu")
     assert float(y) == math.pi + 1e-40
+
+
+def test_the_gradient_of_an_output_that_stands_there_twice_is_the_sum() -> None:
+    """As a neuron whose output is its state: the gradients of both uses add up."""
+    graph = Graph()
+    x = Symbol(graph, graph.input("x"))
+    y = 3.0 * x
+    first, second = graph.input("first"), graph.input("second")
+    grad = _Adjoint(graph, ATan(2.0)).run([(y.index, first), (y.index, second)])
+    summed = Symbol(graph, first) + Symbol(graph, second)
+    assert grad[x.index] in ((summed * 3.0).index, (3.0 * summed).index)

@@ -864,6 +864,12 @@ def test_wrong_numbers_of_values_and_tensors_from_outside() -> None:
     x = current(5, 2, 3)
     with pytest.raises(EngineError, match=r"step must return 2 values \(s, v'\), got 1"):
         scan(Dynamics(("v",), ("threshold",), too_few), x, None, (0.5,), ATan(2.0), engine="cpu")
+    # as many samples as values: taken apart, the batch would pass for spikes and state
+    with pytest.raises(EngineError, match=r"step must return 2 values \(s, v'\), got 1"):
+        scan(Dynamics(("v",), ("threshold",), too_few), x, None, (0.5,), ATan(2.0), engine="reference")
+    with_vjp = Dynamics(("v",), ("threshold",), too_few, lambda gs, gv, x, v, threshold: (gs, gv, 0.0))
+    with pytest.raises(EngineError, match=r"step must return 2 values \(s, v'\), got 1"):
+        scan(with_vjp, x, None, (0.5,), ATan(2.0), engine="reference")
     with pytest.raises(EngineError, match=r"pass tensors as coefs"):
         scan(Dynamics(("v",), ("threshold",), closing_over), x, None, (0.5,), ATan(2.0), engine="cpu")
 

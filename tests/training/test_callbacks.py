@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -13,10 +17,10 @@ import torch
 from torch import Tensor
 
 from spiketide.errors import RunError
-from spiketide.training.callbacks import Bar, Reseed, derive
+from spiketide.training.callbacks import Bar, Keep, Reseed, derive
 from spiketide.training.classification import Classification, Output
-from spiketide.training.folder import RunFolder
-from spiketide.training.recipe import Recipe
+from spiketide.training.folder import AtomicCheckpointIO, RunFolder
+from spiketide.training.recipe import Best, Recipe
 from spiketide.training.run import train
 
 
@@ -72,6 +76,71 @@ def test_epochs_without_validation_are_not_judged(tmp_path: Path) -> None:
     train(tiny.recipe(check_val_every_n_epoch=2), folder)
     history = json.loads((folder.path / "metrics.json").read_text())["history"]
     assert ["val/loss" in row for row in history] == [False, True, False]
+
+
+class Two:
+    """What two processes of a distributed run share, for two threads: nobody gets on before both are there."""
+
+    def __init__(self) -> None:
+        self.meet = threading.Barrier(2, timeout=5.0)
+        self.said: Any = None
+
+    def trainer(self, rank: int, folder: Path) -> Any:
+        writer = AtomicCheckpointIO()
+
+        def save(path: Path, storage_options: Any = None) -> None:
+            if rank == 0:
+                writer.save_checkpoint({"weights": torch.zeros(3)}, path, storage_options)
+            self.meet.wait()
+
+        def broadcast(content: Any) -> Any:
+            if rank == 0:
+                self.said = content
+            self.meet.wait()
+            heard = self.said
+            self.meet.wait()
+            return heard
+
+        return SimpleNamespace(
+            current_epoch=0,
+            callback_metrics={"train/loss": torch.tensor(1.0), "val/accuracy": torch.tensor(0.5)},
+            optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])],
+            save_checkpoint=save,
+            strategy=SimpleNamespace(broadcast=broadcast),
+            should_stop=False,
+        )
+
+
+@pytest.mark.parametrize("broken", ["best.ckpt", "last.ckpt", "metrics.csv"])
+def test_a_process_that_cannot_write_stops_the_others(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        if broken in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    both, errors = Two(), {}
+
+    def epoch(rank: int) -> None:
+        keep = Keep(RunFolder(tmp_path, writer=rank == 0), Best("val/accuracy", "max"))
+        keep._validated = True
+        try:
+            keep.on_train_epoch_end(both.trainer(rank, tmp_path), None)  # type: ignore[arg-type]
+        except Exception as error:
+            errors[rank] = error
+
+    threads = [threading.Thread(target=epoch, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {rank: type(error) for rank, error in errors.items()} == {0: RunError, 1: RunError}
+    assert str(errors[0]) == str(errors[1])
+    assert f"{broken}: the disk is full" in str(errors[1])
 
 
 def test_the_bar_shows_loss_accuracy_and_rate(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

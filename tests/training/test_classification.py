@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spiketide.encoders import Direct
-from spiketide.errors import NonFiniteError, ParameterError
+from spiketide.errors import NonFiniteError, ParameterError, ShapeError
 from spiketide.losses import SpikeRate
 from spiketide.neurons import LIF, LeakyIntegrator
+from spiketide.probe import mean_rates
 from spiketide.readouts import LastMembrane, SpikeCount
 from spiketide.synapses import Dense
 from spiketide.training import Classification
-from spiketide.training.classification import firing_rates
 from spiketide.types import Batch
 
 
@@ -49,7 +49,8 @@ def test_loss_is_cross_entropy_plus_the_penalties(batch: Batch) -> None:
 def test_rates_count_valid_steps_only(batch: Batch) -> None:
     model = make()
     with torch.no_grad():
-        rates, rate = firing_rates(model(batch))
+        output = model(batch)
+        rates, rate = mean_rates(output.spikes, output.lengths)
     first: Any = model.network[0]
     second: Any = model.network[1]
     lengths = batch.lengths.tolist()  # type: ignore[union-attr]
@@ -61,7 +62,8 @@ def test_rates_count_valid_steps_only(batch: Batch) -> None:
 
 def test_a_network_without_spikes_has_rate_zero() -> None:
     model = Classification([Dense(4, 3), LeakyIntegrator(3)], LastMembrane())
-    rates, rate = firing_rates(model(Batch(torch.rand(3, 2, 4), torch.zeros(2, dtype=torch.int64))))
+    output = model(Batch(torch.rand(3, 2, 4), torch.zeros(2, dtype=torch.int64)))
+    rates, rate = mean_rates(output.spikes, output.lengths)
     assert rates == {} and float(rate) == 0.0
 
 
@@ -71,6 +73,12 @@ def test_nan_in_the_data_is_refused(bad: float) -> None:
     x[1, 1, 2] = bad
     with pytest.raises(NonFiniteError, match="1 NaN or Inf among 24"):
         make()(Batch(x, torch.zeros(2, dtype=torch.int64)))
+
+
+def test_a_batch_of_a_plain_loader_is_refused_with_advice() -> None:
+    plain: Any = [torch.rand(5, 2, 4), torch.zeros(2, dtype=torch.int64)]
+    with pytest.raises(ShapeError, match=r"Batch\(x, y, lengths\), time first, got list: .*ArrayData"):
+        make()(plain)
 
 
 def test_the_encoder_gives_static_data_time() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,7 @@ def test_full_disk_in_the_second_epoch(tmp_path: Path, monkeypatch: pytest.Monke
         saves += "last" in str(path)
         if saves == 2:
             monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC, {"last.ckpt"}))
-        save(self, checkpoint, path)
+        save(self, checkpoint, path, storage_options)
 
     with monkeypatch.context() as patch:
         patch.setattr(AtomicCheckpointIO, "save_checkpoint", second)
@@ -106,6 +108,39 @@ def test_further_processes_write_nothing(tmp_path: Path) -> None:
     with folder.hold():
         folder.write_json("metrics.json", {})
     assert not folder.path.exists()
+
+
+def test_json_files_hold_no_nan(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_json("metrics.json", {"history": [{"val/loss": float("nan")}], "seconds": float("inf")})
+    assert "NaN" not in (tmp_path / "metrics.json").read_text()
+    assert folder.read_json("metrics.json") == {"history": [{"val/loss": None}], "seconds": None}
+
+
+def test_a_result_that_appears_meanwhile_is_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write("recipe.yaml", tiny.recipe().yaml)
+    hold = RunFolder.hold
+
+    @contextlib.contextmanager
+    def late(self: RunFolder) -> Iterator[RunFolder]:
+        with hold(self):
+            self.write_json("test.json", {"test_accuracy": 0.5})  # what another process wrote just before
+            yield self
+
+    monkeypatch.setattr(RunFolder, "hold", late)
+    assert run_test(folder) == {"test_accuracy": 0.5, "stored": True}
+
+
+def test_a_stored_result_can_be_asked_for_without_the_lock(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_json("test.json", {"test_accuracy": 0.5})
+    with folder.hold():
+        assert run_test(RunFolder(tmp_path)) == {"test_accuracy": 0.5, "stored": True}
+        with pytest.raises(RunError, match="another process"):
+            run_test(RunFolder(tmp_path), again=True)
 
 
 def test_what_is_not_a_run(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> Path:
             ["--data.class_path", "spiketide.data.Digit"],
             r"class of spiketide.data: 'Digit'; did you mean 'Digits'\?",
         ),
-        (["--data.class_path", "spiketid.data.Digits"], r"cannot import 'spiketid.data'"),
+        (["--data.class_path", "spiketid.data.Digits"], r"cannot import 'spiketid.data' .*PYTHONPATH=\."),
         (["--model.readout.class_pth", "x"], r"argument of spiketide.readouts.MaxMembrane .*'class_pth'"),
         (["--model.lr"], r"--model.lr needs a value"),
         (["model.lr", "1"], r"unexpected word 'model.lr'"),

@@ -9,8 +9,10 @@ from typing import Any
 
 import lightning as L
 import pytest
+import tiny_recipe as tiny
 
-from spiketide.training.run import NOISE
+from spiketide.training.folder import RunFolder
+from spiketide.training.run import NOISE, train
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorials" / "first_run.md"
 
@@ -27,3 +29,13 @@ def test_the_python_of_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         exec(code.replace("max_epochs=30", quiet), space)
     trainer: L.Trainer = space["trainer"]
     assert float(trainer.callback_metrics["test/accuracy"]) > 0.9
+
+
+def test_a_trained_run_is_used_as_the_first_run_says(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny.recipe(max_epochs=1), RunFolder(run))
+    code = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(), re.DOTALL)[1]
+    assert '"runs/digits/latency_lif/..."' in code
+    space: dict[str, Any] = {}
+    exec(code.replace("runs/digits/latency_lif/...", str(run)), space)
+    assert space["output"].scores.shape == (len(space["batch"].y), 10) and not space["built"].model.training

@@ -1,0 +1,507 @@
+"""Delays: the published mathematics, whole delays, streaming, connectivity, refusals."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from helpers import assert_near
+from torch import Tensor, nn
+
+from spiketide import (
+    LIF,
+    AxonalDelay,
+    DelayAnneal,
+    DelayedConv2d,
+    DendriticDelay,
+    Dense,
+    Recurrent,
+    Sequential,
+    SynapticDelay,
+    errors,
+)
+from spiketide.kernels import delay as kernels
+from spiketide.synapses.delay import EPSILON, KEPT, clamp_delays, taps_for
+from spiketide.training import parameter_groups
+
+
+def impulse(steps: int, n: int = 1, at: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    x = torch.zeros(steps, 1, n, dtype=dtype)
+    x[at] = 1.0
+    return x
+
+
+def published(p: Tensor, weight: Tensor, width: float, places: int) -> Tensor:
+    """The kernel as the paper's code defines it, written out: position p, centre p + (K - 1) / 2, effective width |SIG| + 0.27."""
+    centre = p + (places - 1) / 2
+    n = torch.arange(places, dtype=p.dtype)
+    e = torch.exp(-0.5 * ((n - centre.unsqueeze(-1)) / (abs(width) + 0.27)) ** 2)
+    return weight.unsqueeze(-1) * e / (1e-7 + e.sum(-1, keepdim=True))
+
+
+# --------------------------------------------------------------------------------------------- the paper's acceptance
+
+
+@pytest.mark.parametrize(("position", "arrives"), [(12.0, 0), (-12.0, 24), (0.0, 12)])
+def test_one_spike_arrives_after_its_delay(position: float, arrives: int) -> None:
+    """learned delays, acceptance 1: K = 25, right padding 12."""
+    delay = 12.0 - position
+    layer = SynapticDelay(1, 1, 24, start=delay, tail=12).double().eval()
+    y, _ = layer(impulse(20, at=3))
+    assert y.shape[0] == 20 + 12
+    expected = torch.zeros(32, dtype=torch.float64)
+    if 3 + arrives < 32:
+        expected[3 + arrives] = layer.weight.item()
+    assert torch.equal(y.flatten(), expected)
+
+
+@pytest.mark.parametrize("width", [12.0, 3.0, 0.73, 0.23])
+def test_a_kernel_sums_to_its_weight_wherever_it_is_centred(width: float) -> None:
+    """Acceptance 2, for any width, also at the borders of the kernel."""
+    torch.manual_seed(0)
+    layer = SynapticDelay(5, 7, 24, width=width).double()
+    with torch.no_grad():
+        layer.delays.delay[0, 0] = 0.0
+        layer.delays.delay[1, 1] = 24.0
+    sums = layer.kernel().sum(-1)
+    assert_near(sums, layer.weight.sum(-1), 1e-6, "sum of the kernel")
+    layer.eval()
+    kernel = layer.kernel()
+    assert torch.equal((kernel != 0).sum(-1), torch.ones(7, 5, dtype=torch.long)), (
+        "whole delays: one tap each"
+    )
+    assert torch.equal(kernel.sum(-1), layer.weight.squeeze(-1))
+
+
+@pytest.mark.parametrize("width", [12.0, 3.0])
+def test_wide_kernels_are_the_published_ones(width: float) -> None:
+    torch.manual_seed(1)
+    layer = SynapticDelay(4, 6, 24, width=width).double()
+    p = 12.0 - layer.delays.delay.detach().squeeze(-1)
+    want = published(p, layer.weight.detach().squeeze(-1), width, 25).flip(-1)  # by lag
+    assert_near(layer.kernel().detach(), want, 1e-12, "kernel")
+
+
+@pytest.mark.parametrize("width", [0.23, 0.5, 0.73])
+def test_narrow_kernels_are_truncated_within_the_stated_bound(width: float) -> None:
+    torch.manual_seed(2)
+    layer = SynapticDelay(30, 40, 24, width=width).double()
+    assert layer.delays.count() == taps_for(width + 0.27) is not None
+    p = 12.0 - layer.delays.delay.detach().squeeze(-1)
+    weight = layer.weight.detach().squeeze(-1)
+    want = published(p, weight, width, 25).flip(-1)
+    error = (layer.kernel().detach() - want).abs().sum(-1) / weight.abs()
+    assert float(error.max()) <= 2 * KEPT
+    assert float(error.max()) > 0, "nothing was truncated: this tests nothing"
+
+
+def test_the_position_gradient_is_the_derived_formula_and_the_finite_difference() -> None:
+    """Acceptance 3: dL/dp = 1/s^2 sum_n g[n] k[n] ((n - c) - nbar), and dL/dd = -dL/dp."""
+    torch.manual_seed(3)
+    places, width = 25, 3.0
+    layer = SynapticDelay(3, 4, 24, width=width).double()
+    with torch.no_grad():
+        layer.delays.delay.uniform_(2.0, 22.0)
+    x, cotangent = torch.rand(40, 2, 3, dtype=torch.float64), torch.randn(40, 2, 4, dtype=torch.float64)
+    y, _ = layer(x)
+    (grad,) = torch.autograd.grad((y * cotangent).sum(), layer.delays.delay)
+    # g_oi[n] = sum over time and samples of dL/dI[t] x[t - (K - 1) + n]
+    padded = torch.cat([torch.zeros(places - 1, 2, 3, dtype=torch.float64), x])
+    g = torch.stack([torch.einsum("tbo,tbi->oi", cotangent, padded[n : n + 40]) for n in range(places)], -1)
+    c = 24.0 - layer.delays.delay.detach()
+    n = torch.arange(places, dtype=torch.float64)
+    s = width + 0.27
+    e = torch.exp(-0.5 * ((n - c) / s) ** 2)
+    share = e / (EPSILON + e.sum(-1, keepdim=True))
+    k = layer.weight.detach() * share
+    mean = ((n - c) * share).sum(-1, keepdim=True)
+    formula = (g * k * ((n - c) - mean)).sum(-1) / s**2
+    assert_near(-grad.squeeze(-1), formula, 1e-6, "gradient of the position")
+    step = 1e-5
+    with torch.no_grad():
+        start = layer.delays.delay[1, 2, 0].item()
+        losses = []
+        for value in (start + step, start - step):
+            layer.delays.delay[1, 2, 0] = value
+            losses.append((layer(x)[0] * cotangent).sum())
+    difference = float((losses[0] - losses[1]) / (2 * step))
+    assert difference == pytest.approx(float(grad[1, 2, 0]), rel=1e-6, abs=1e-6 * float(grad.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "layers", "classes", "count", "published_count"),
+    [
+        (256, 2, 20, 1, 214_016),
+        (512, 2, 35, 1, 705_536),
+        (512, 2, 35, 2, 1_409_024),
+        (512, 3, 35, 1, 1_230_848),
+        (512, 3, 35, 2, 2_458_624),
+    ],
+)
+def test_parameter_counts_to_the_unit(
+    hidden: int, layers: int, classes: int, count: int, published_count: int
+) -> None:
+    """Acceptance 4: weights, positions and the affine part of the norms."""
+    from spiketide import BatchNorm
+
+    sizes = [140, *[hidden] * layers, classes]
+    parts: list[nn.Module] = [
+        SynapticDelay(a, b, 24, kernel_count=count) for a, b in itertools.pairwise(sizes)
+    ]
+    parts += [BatchNorm(hidden) for _ in range(layers)]
+    assert sum(p.numel() for part in parts for p in part.parameters()) == published_count
+
+
+def test_widths_and_rates_over_the_epochs_are_the_published_tables() -> None:
+    """Acceptance 5: the width of epoch 37 of 150 is 0.5, its factor 0.898633; rates of the two one-cycles."""
+    from spiketide.training.schedule import Schedule, onecycle
+
+    layer, anneal = SynapticDelay(2, 2, 24), DelayAnneal()
+    widths = []
+    for epoch in range(150):
+        anneal(layer, epoch, 150)
+        widths.append(float(layer.delays.width))
+    assert widths[0] == 12.0
+    assert widths[1] / widths[0] == pytest.approx(0.898633, abs=1e-6)
+    assert layer.delays.effective_width() == pytest.approx(0.5)
+    assert widths[36] > widths[37] == pytest.approx(0.23) == widths[149]
+    weight = [5e-3 * onecycle(epoch, 150)[0] for epoch in range(150)]
+    assert weight[0] == pytest.approx(2e-4) and weight[44] == pytest.approx(5e-3)
+    assert weight[149] == pytest.approx(2e-8)
+    # against torch's own scheduler, rates and cycled momentum
+    plain = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=5e-3)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(plain, 5e-3, total_steps=151)
+    mine = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=5e-3)
+    ours = Schedule(mine, ["onecycle"], 150, cycle_momentum=True)
+    for _ in range(150):
+        assert ours.get_last_lr()[0] == pytest.approx(theirs.get_last_lr()[0], rel=1e-6)
+        assert mine.param_groups[0]["betas"][0] == pytest.approx(plain.param_groups[0]["betas"][0], rel=1e-6)
+        for scheduler in (ours, theirs):
+            scheduler.optimizer.step()
+            scheduler.step()
+    cosine = Schedule(
+        torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.1), ["cosine"], 150, cycle_momentum=True
+    )
+    rates = []
+    for _ in range(150):
+        rates.append(cosine.get_last_lr()[0])
+        cosine.optimizer.step()
+        cosine.step()
+    assert rates[0] == pytest.approx(0.1) and rates[75] == pytest.approx(0.05)
+    assert cosine.optimizer.param_groups[0]["betas"][0] == 0.9
+
+
+# ------------------------------------------------------------------------------------------------------ the three ways
+
+
+SIZES = [(9, 3, 5, 6, 1), (20, 17, 4, 33, 2), (6, 16, 7, 9, 3), (12, 33, 3, 18, 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("taps", kernels.TAPS)
+@pytest.mark.parametrize("size", SIZES)
+def test_shifted_reads_and_frequency_domain_are_the_convolution(
+    size: tuple[int, ...], taps: int, dtype: torch.dtype
+) -> None:
+    steps, batch, n_in, n_out, copies = size
+    places = taps + 5
+    torch.manual_seed(taps)
+    x = torch.randn(steps + places - 1, batch, n_in, dtype=dtype, requires_grad=True)
+    w = torch.randn(n_out, n_in, copies, taps, dtype=dtype, requires_grad=True)
+    first = torch.randint(0, places - taps + 1, (n_out, n_in, copies))
+    cotangent = torch.randn(steps, batch, n_out, dtype=dtype)
+    kernel = kernels.scatter(w, first, places)
+    results = []
+    for y in (
+        kernels.reference(x, kernel),
+        kernels.few(x, w, first, places),
+        kernels.wide(x, kernel),
+    ):
+        results.append((y.detach(), *torch.autograd.grad(y, (x, w), cotangent, retain_graph=True)))
+    rtol = 3e-6 if dtype == torch.float32 else 1e-13
+    for way, got in zip(("few", "wide"), results[1:], strict=True):
+        for what, a, b in zip(("output", "input gradient", "tap gradient"), got, results[0], strict=True):
+            assert_near(a.contiguous(), b.contiguous(), rtol, f"{way}: {what}")
+
+
+def test_shifted_reads_do_not_depend_on_the_number_of_threads() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(30, 40, 9, requires_grad=True)
+    w = torch.randn(21, 9, 1, 4, requires_grad=True)
+    first = torch.randint(0, 4, (21, 9, 1))
+    before, outcomes = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            y = kernels.few(x, w, first, 8)
+            outcomes.append((y.detach(), *torch.autograd.grad(y.square().sum(), (x, w))))
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(*outcomes, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("width", [12.0, 0.23])
+def test_the_layer_is_the_same_by_every_way(width: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(4)
+    layer = SynapticDelay(6, 5, 24, width=width, kernel_count=2).double()
+    x = torch.rand(30, 3, 6, dtype=torch.float64)
+    outcomes = {}
+    for way in ("reference", "wide", "few"):
+        if way == "few" and width > 1:
+            continue
+        monkeypatch.setattr(kernels, "choose", lambda *a, way=way: way)
+        y, _ = layer(x)
+        grads = torch.autograd.grad(y.square().sum(), (layer.weight, layer.delays.delay))
+        outcomes[way] = (y.detach(), *grads)
+    for way, outcome in outcomes.items():
+        for a, b in zip(outcome, outcomes["reference"], strict=True):
+            assert_near(a, b, 1e-11, way)
+
+
+def test_the_future_touches_the_past_by_rounding_alone_where_kernels_are_wide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The exemption of SynapticDelay, and its bound; narrow and whole delays have none."""
+    torch.manual_seed(5)
+    x = torch.rand(100, 4, 20)
+    other = x.clone()
+    other[50:] = torch.rand(50, 4, 20)
+    layer = SynapticDelay(20, 30, 24)
+    monkeypatch.setattr(kernels, "choose", lambda *a: "wide")
+    a, b = layer(x)[0].detach(), layer(other)[0].detach()
+    leak = float((a[:50] - b[:50]).abs().max() / a.abs().max())
+    assert 0 < leak <= 1e-6
+    monkeypatch.setattr(kernels, "choose", lambda *a: "few")
+    layer.eval()
+    assert torch.equal(layer(x)[0][:50], layer(other)[0][:50])
+
+
+def test_few_taps_cost_less_and_wide_kernels_more() -> None:
+    assert taps_for(0.5) == 4 and taps_for(12.27) is None
+    widths = [0.3, 0.5, 0.8, 1.0, 1.5, 2.0]
+    counts = [taps_for(w) or 99 for w in widths]
+    assert counts == sorted(counts)
+    assert kernels.choose(100, 128, 140, 256, 1, 25) == "few"
+    assert kernels.choose(100, 128, 256, 256, None, 25) == "wide"
+
+
+# ------------------------------------------------------------------------------------------------------ the layer itself
+
+
+@pytest.mark.parametrize("interpolation", ["gauss", "linear", "max"])
+def test_a_frozen_layer_is_the_layer_in_evaluation(interpolation: str) -> None:
+    torch.manual_seed(6)
+    layer = SynapticDelay(6, 5, 9, interpolation=interpolation, fan_in=4)
+    x = torch.rand(15, 3, 6)
+    frozen = layer.freeze()
+    assert not frozen.delays.delay.requires_grad and torch.equal(
+        frozen.delays.delay, frozen.delays.delay.round()
+    )
+    want = layer.eval()(x)[0]
+    for mode in (True, False):
+        assert torch.equal(frozen.train(mode)(x)[0], want)
+    assert not torch.equal(layer.train()(x)[0], want), "training uses other kernels: this tests nothing"
+    for cls in (AxonalDelay, DendriticDelay):
+        channel = cls(6, 9, interpolation=interpolation)
+        assert torch.equal(channel.freeze()(x)[0], channel.eval()(x)[0])
+
+
+def test_linear_interpolation_stands_between_the_neighbouring_steps() -> None:
+    layer = SynapticDelay(1, 1, 6, interpolation="linear", start=2.25).double()
+    y, _ = layer(impulse(8))
+    w = layer.weight.item()
+    assert y.flatten().tolist() == pytest.approx([0, 0, 0.75 * w, 0.25 * w, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("delay", [0.0, 6.0])
+def test_delays_at_their_borders_lose_nothing(delay: float) -> None:
+    for interpolation in ("gauss", "linear", "max"):
+        layer = SynapticDelay(1, 1, 6, interpolation=interpolation, width=0.2, start=delay).double()
+        y, _ = layer(impulse(20))
+        assert float(y.detach().sum()) == pytest.approx(layer.weight.item(), rel=1e-6)
+
+
+def test_kernels_add_up() -> None:
+    layer = SynapticDelay(1, 1, 5, kernel_count=2, start=torch.tensor([[[1.0, 4.0]]])).double().eval()
+    y, _ = layer(impulse(6))
+    a, b = layer.weight.flatten().tolist()
+    assert y.flatten().tolist() == [0, a, 0, 0, b, 0]
+
+
+def test_fixed_delays_are_whole_and_stay() -> None:
+    layer = SynapticDelay(4, 4, 8, interpolation="none", learn=False)
+    assert torch.equal(layer.delays.delay, layer.delays.delay.round())
+    layer(torch.rand(5, 2, 4))[0].sum().backward()
+    assert layer.delays.delay.grad is None and layer.weight.grad is not None
+
+
+def test_connectivity_is_drawn_once_and_only_connected_weights_act_and_learn() -> None:
+    torch.manual_seed(7)
+    layer = SynapticDelay(20, 30, 4, fan_in=5)
+    assert layer.mask is not None
+    assert torch.equal(layer.mask.squeeze(-1).sum(1), torch.full((30,), 5.0))
+    layer(torch.rand(9, 2, 20))[0].square().sum().backward()
+    assert layer.weight.grad is not None and layer.delays.delay.grad is not None
+    apart = layer.mask == 0
+    assert (
+        float(layer.weight.grad[apart].abs().max()) == 0 == float(layer.delays.delay.grad[apart].abs().max())
+    )
+    assert float(layer.weight.grad[~apart].abs().min()) > 0
+    sparse = SynapticDelay(100, 100, 4, density=0.3)
+    assert sparse.mask is not None and 0.25 < float(sparse.mask.mean()) < 0.35
+    bound = math.sqrt(6 / 5)
+    assert 0.9 * bound < float(layer.weight.detach().abs().max()) <= bound
+
+
+def test_a_tail_lets_what_is_under_way_arrive_and_moves_the_lengths() -> None:
+    layer = SynapticDelay(1, 1, 6, start=5.0, tail=6).eval()
+    x = torch.zeros(4, 2, 1)
+    x[1, 0] = x[3, 1] = 1.0
+    y, _ = layer(x, lengths=torch.tensor([2, 4]))
+    assert y.shape[0] == 10
+    assert [int(i) for i in y.detach()[:, :, 0].abs().argmax(0)] == [6, 8]
+    assert layer.lengths_after(torch.tensor([2, 4])).tolist() == [8, 10]  # type: ignore[union-attr]
+    short = layer(x, lengths=torch.tensor([0, 4]))[0]
+    assert float(short.detach()[:, 0].abs().max()) == 0
+    net = Sequential(layer, SynapticDelay(1, 2, 6, tail=3))
+    assert net.lengths_after(torch.tensor([2, 4])).tolist() == [11, 13]  # type: ignore[union-attr]
+    assert net(x, lengths=torch.tensor([2, 4]))[0].shape[0] == 13
+
+
+def test_a_delay_longer_than_the_sequence_is_carried_to_the_next_chunk() -> None:
+    layer = SynapticDelay(1, 1, 50, start=40.0).eval()
+    x = impulse(60, dtype=torch.float32)
+    whole, _ = layer(x)
+    first, state = layer(x[:3])
+    rest, _ = layer(x[3:], state)
+    assert float(first.detach().abs().max()) == 0 and int(whole.detach().flatten().abs().argmax()) == 40
+    assert torch.equal(torch.cat([first, rest]), whole)
+
+
+def test_delayed_convolution_shifts_every_kernel_weight_by_its_own_delay() -> None:
+    torch.manual_seed(8)
+    layer = DelayedConv2d(2, 3, 3, max_delay=4, padding=1, interpolation="linear").double().eval()
+    x = torch.rand(9, 2, 2, 5, 4, dtype=torch.float64)
+    y, _ = layer(x)
+    padded = torch.nn.functional.pad(
+        torch.cat([torch.zeros(4, 2, 2, 5, 4, dtype=torch.float64), x]), (1, 1, 1, 1)
+    )
+    want = torch.zeros_like(y)
+    for o in range(3):
+        for c in range(2):
+            for i in range(3):
+                for j in range(3):
+                    d = round(layer.delays.delay[o, c, i, j].item())
+                    w = layer.weight[o, c, i, j]
+                    want[:, :, o] += w * padded[4 - d : 13 - d, :, c, i : i + 5, j : j + 4]
+    assert_near(y.detach(), want.detach(), 1e-12, "delayed convolution")
+
+
+def test_delays_have_a_parameter_group_of_their_own_that_does_not_decay() -> None:
+    layer = SynapticDelay(4, 4, 8)
+    groups = {
+        g["name"]: g for g in parameter_groups(layer, lr=0.1, weight_decay=0.1, multipliers={"delays": 20.0})
+    }
+    assert groups["delays"]["params"] == [layer.delays.delay]
+    assert groups["delays"]["weight_decay"] == 0 and groups["delays"]["lr"] == pytest.approx(2.0)
+    assert groups["weights"]["weight_decay"] == 0.1
+
+
+def test_delays_outside_their_range_act_as_the_border_and_are_put_back() -> None:
+    layer = SynapticDelay(2, 2, 8)
+    with torch.no_grad():
+        layer.delays.delay[0, 0] = 100.0
+        layer.delays.delay[1, 1] = -3.0
+    assert layer.kernel().shape == (2, 2, 9)
+    layer(torch.rand(12, 1, 2))[0].sum().backward()
+    assert bool(torch.isfinite(layer.delays.delay.grad).all())  # type: ignore[arg-type]
+    clamp_delays(nn.Sequential(layer))
+    assert layer.delays.delay[0, 0].item() == 8.0 and layer.delays.delay[1, 1].item() == 0.0
+
+
+def test_recurrence_over_delays_is_the_written_out_loop() -> None:
+    """s[t] = step(x[t] + sum over i of w_oi s_i[t - 1 - d_oi])."""
+    torch.manual_seed(9)
+    neuron, synapse = (
+        LIF(5, tau_mem=5.0, threshold=0.4),
+        SynapticDelay(5, 5, 3, interpolation="none", learn=False),
+    )
+    layer = Recurrent(neuron, synapse).eval()
+    x = torch.rand(25, 2, 5) * 0.3
+    y, _ = layer(x)
+    assert 0.02 < y.detach().mean().item() < 0.9
+    delays, weight = synapse.delays.delay.squeeze(-1).long(), synapse.weight.detach().squeeze(-1)
+    spikes: list[Tensor] = []
+    state = None
+    for t in range(25):
+        current = x[t].clone()
+        for o in range(5):
+            for i in range(5):
+                past = t - 1 - int(delays[o, i])
+                if past >= 0:
+                    current[:, o] += weight[o, i] * spikes[past][:, i]
+        s, state = neuron(current.unsqueeze(0), state)
+        spikes.append(s[0].detach())
+    differing = (torch.stack(spikes) != y).float().mean()
+    assert differing.item() == 0.0
+
+
+def test_axonal_delays_before_a_linear_layer_are_synaptic_delays_of_equal_rows() -> None:
+    torch.manual_seed(10)
+    axonal, dense = AxonalDelay(4, 7, width=1.5).double(), Dense(4, 3, bias=False).double()
+    synaptic = SynapticDelay(4, 3, 7, width=1.5).double()
+    with torch.no_grad():
+        synaptic.weight.copy_(dense.weight.unsqueeze(-1))
+        synaptic.delays.delay.copy_(axonal.delays.delay.reshape(1, 4, 1).expand(3, 4, 1))
+    x = torch.rand(20, 2, 4, dtype=torch.float64)
+    for mode in (True, False):
+        a = Sequential(axonal, dense).train(mode)(x)[0]
+        assert_near(a.detach(), synaptic.train(mode)(x)[0].detach(), 1e-12, "axonal")
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_delay": -1}, "max_delay to be steps >= 0"),
+        ({"max_delay": 2.5}, "max_delay to be steps >= 0"),
+        ({"interpolation": "cubic"}, "cubic"),
+        ({"interpolation": "none"}, "no gradient"),
+        ({"width": -1.0}, "width >= 0"),
+        ({"width": float("nan")}, "width >= 0"),
+        ({"offset": 0.0}, "offset"),
+        ({"start": -2.0}, "from 0 to max_delay = 8"),
+        ({"start": 9.0}, "from 0 to max_delay = 8"),
+        ({"start": float("nan")}, "from 0 to max_delay = 8"),
+        ({"start": torch.zeros(3)}, "shape"),
+        ({"kernel_count": 0}, "kernel_count"),
+        ({"fan_in": 5}, "at most n_in = 4"),
+        ({"density": 0.0}, "density"),
+        ({"fan_in": 2, "density": 0.5}, "got both"),
+        ({"tail": -1}, "tail"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(arguments: dict, message: str) -> None:
+    with pytest.raises(errors.ParameterError, match=message):
+        SynapticDelay(4, 2, **{"max_delay": 8, **arguments})
+
+
+def test_nan_delays_and_foreign_states_are_refused() -> None:
+    layer = SynapticDelay(2, 2, 8)
+    with pytest.raises(errors.ShapeError, match="another batch"):
+        layer(torch.rand(3, 2, 2), layer.initial_state(torch.rand(3, 4, 2)))
+    with torch.no_grad():
+        layer.delays.delay[0, 0] = float("nan")
+    with pytest.raises(errors.NonFiniteError, match="learning rate of the delays"):
+        layer(torch.rand(3, 2, 2))
+
+
+@pytest.mark.parametrize("arguments", [{"final": 0.0}, {"share": 0.0}, {"share": 1.5}])
+def test_a_schedule_that_makes_no_sense_is_refused(arguments: dict) -> None:
+    with pytest.raises(errors.ParameterError):
+        DelayAnneal(**arguments)
