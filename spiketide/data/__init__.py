@@ -15,19 +15,31 @@ if TYPE_CHECKING:
     from .collate import collate as collate
     from .digits import Digits as Digits
     from .download import data_root as data_root
+    from .events import EventFrames as EventFrames
     from .features import LogMel as LogMel
     from .fsdd import FSDD as FSDD
+    from .fsdd_spikes import SpikingFSDD as SpikingFSDD
+    from .heidelberg import SHD as SHD
+    from .heidelberg import SSC as SSC
+    from .heidelberg import SpikeFile as SpikeFile
     from .mnist import MNIST as MNIST
     from .mnist import FashionMNIST as FashionMNIST
+    from .randman import Randman as Randman
 
 _HOME = {
     "ArrayData": "arrays",
     "DataModule": "base",
     "Digits": "digits",
+    "EventFrames": "events",
     "FSDD": "fsdd",
     "FashionMNIST": "mnist",
     "LogMel": "features",
     "MNIST": "mnist",
+    "Randman": "randman",
+    "SHD": "heidelberg",
+    "SSC": "heidelberg",
+    "SpikeFile": "heidelberg",
+    "SpikingFSDD": "fsdd_spikes",
     "Samples": "base",
     "collate": "collate",
     "data_root": "download",

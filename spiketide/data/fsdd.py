@@ -9,6 +9,7 @@ import shutil
 import wave
 import zipfile
 import zlib
+from abc import abstractmethod
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
@@ -26,7 +27,127 @@ RATE = 8000
 """Samples a second of every recording."""
 
 
-class FSDD(DataModule):
+class FSDDRecordings(DataModule):
+    """What all forms of :class:`FSDD` share: the recordings, how they get here, and who is in which part.
+
+    Args:
+        held_out_speaker: test on this speaker; ``None``: the official split.
+        validation_speaker: validate on this speaker; ``None``: on a stratified share.
+        **common: see :class:`~spiketide.data.base.DataModule`.
+
+    Raises:
+        ParameterError: an unknown speaker, or one speaker in two parts.
+        DataError: recordings missing.
+    """
+
+    speakers: ClassVar[tuple[str, ...]] = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+    repetitions: ClassVar[int] = 50
+    official_test: ClassVar[int] = 5
+    """Recordings with an index below this are the official test part."""
+    archive: ClassVar[RemoteFile] = RemoteFile(
+        "fsdd/free-spoken-digit-dataset-1.0.10.zip",
+        "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.zip",
+        0,
+        None,
+    )
+    digest: ClassVar[str] = "04e1baae96c6a26e39c623f2b01d0182ddae627ba0ac02a3cdc17ba2af99fd9b"
+    """What ``LC_ALL=C sha256sum recordings/*.wav | sha256sum`` says in the folder ``fsdd``. GitHub does not
+    promise the bytes of an archive, so the recordings inside are verified, not the archive."""
+
+    def __init__(
+        self, *, held_out_speaker: str | None = None, validation_speaker: str | None = None, **common: Any
+    ) -> None:
+        super().__init__(**common)
+        for speaker in (held_out_speaker, validation_speaker):
+            if speaker is not None and speaker not in self.speakers:
+                raise ParameterError(unknown("speaker", speaker, self.speakers))
+        if held_out_speaker is not None and held_out_speaker == validation_speaker:
+            raise ParameterError(
+                "FSDD expected a validation_speaker other than the held_out_speaker, got "
+                f"{held_out_speaker!r} for both: the test speaker must not be used to choose anything."
+            )
+        self.held_out_speaker = held_out_speaker
+        self.validation_speaker = validation_speaker
+
+    @property
+    def temporal(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """``"0"`` to ``"9"``."""
+        return tuple(map(str, range(10)))
+
+    @property
+    def recordings(self) -> list[tuple[int, str, int]]:
+        """Digit, speaker and index of every recording; its place here is its number in ``split_indices``."""
+        return list(itertools.product(range(10), self.speakers, range(self.repetitions)))
+
+    def prepare_data(self) -> None:
+        """Download and unpack the recordings when there are none; compute what is not cached."""
+        if not self._present():
+            self._install()
+        self._compute()
+
+    def carve(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """All recordings of ``validation_speaker``, or a stratified share."""
+        if self.validation_speaker is None:
+            return super().carve(samples)
+        recordings = self.recordings
+        chosen = torch.tensor(
+            [recordings[number][1] == self.validation_speaker for number in samples.ids.tolist()]
+        )
+        return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+    @abstractmethod
+    def _compute(self) -> object:
+        """Make from the recordings whatever the batches are made of."""
+
+    @property
+    def _folder(self) -> Path:
+        return self.data_root / "fsdd" / "recordings"
+
+    def _present(self) -> bool:
+        return any(self._folder.glob("*.wav"))
+
+    def _install(self) -> None:
+        from filelock import FileLock
+
+        archive = self.data_root / self.archive.path
+        ours = not archive.is_file()  # one that was put there by hand stays
+        fetch(
+            [self.archive],
+            self.data_root,
+            title="FSDD",
+            hint=f"or unpack it so that the wav files lie in {self._folder},",
+        )
+        with FileLock(archive.with_name(".unpack.lock")):
+            if not self._present():  # else another process was faster
+                unpack(archive, self._folder, self.digest)
+                if ours:
+                    archive.unlink()
+
+    def _is_test(self, digit: int, speaker: str, index: int) -> bool:
+        if self.held_out_speaker is None:
+            return index < self.official_test
+        return speaker == self.held_out_speaker
+
+    def _contents(self) -> tuple[list[Path], list[bytes]]:
+        folder = self._folder
+        paths = [folder / f"{digit}_{speaker}_{index}.wav" for digit, speaker, index in self.recordings]
+        lacking = [path.name for path in paths if not path.is_file()]
+        if lacking:
+            raise DataError(
+                f"FSDD expected {len(paths)} recordings {{digit}}_{{speaker}}_{{index}}.wav in {folder}, "
+                f"{len(lacking)} are missing (the first: {lacking[0]}). Run prepare_data() with that folder "
+                f"empty or away to download them, copy them there, or set {ENVIRONMENT} (or the argument "
+                "root) to the folder that holds fsdd/recordings/."
+            )
+        return paths, [path.read_bytes() for path in paths]
+
+
+class FSDD(FSDDRecordings):
     """3000 recordings of spoken digits (six speakers, ten digits, fifty times each) as log-mel frames.
 
     Two ways to split it:
@@ -76,20 +197,6 @@ class FSDD(DataModule):
         file names and the official split are its own; the split by speakers is not.
     """
 
-    speakers: ClassVar[tuple[str, ...]] = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
-    repetitions: ClassVar[int] = 50
-    official_test: ClassVar[int] = 5
-    """Recordings with an index below this are the official test part."""
-    archive: ClassVar[RemoteFile] = RemoteFile(
-        "fsdd/free-spoken-digit-dataset-1.0.10.zip",
-        "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.zip",
-        0,
-        None,
-    )
-    digest: ClassVar[str] = "04e1baae96c6a26e39c623f2b01d0182ddae627ba0ac02a3cdc17ba2af99fd9b"
-    """What ``LC_ALL=C sha256sum recordings/*.wav | sha256sum`` says in the folder ``fsdd``. GitHub does not
-    promise the bytes of an archive, so the recordings inside are verified, not the archive."""
-
     def __init__(
         self,
         *,
@@ -102,34 +209,14 @@ class FSDD(DataModule):
         max_steps: int | None = None,
         **common: Any,
     ) -> None:
-        super().__init__(**common)
-        for speaker in (held_out_speaker, validation_speaker):
-            if speaker is not None and speaker not in self.speakers:
-                raise ParameterError(unknown("speaker", speaker, self.speakers))
-        if held_out_speaker is not None and held_out_speaker == validation_speaker:
-            raise ParameterError(
-                "FSDD expected a validation_speaker other than the held_out_speaker, got "
-                f"{held_out_speaker!r} for both: the test speaker must not be used to choose anything."
-            )
+        super().__init__(held_out_speaker=held_out_speaker, validation_speaker=validation_speaker, **common)
         if max_steps is not None and max_steps < 1:
             raise ParameterError(f"FSDD expected max_steps of 1 or more, got {max_steps}.")
-        self.held_out_speaker = held_out_speaker
-        self.validation_speaker = validation_speaker
         self.max_steps = max_steps
         self.features = LogMel(
             sample_rate=RATE, n_mels=n_mels, window_ms=window_ms, hop_ms=hop_ms, normalise=normalise
         )
         self._frames: list[NDArray[np.float32]] | None = None
-
-    @property
-    def temporal(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """``"0"`` to ``"9"``."""
-        return tuple(map(str, range(10)))
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -141,17 +228,6 @@ class FSDD(DataModule):
         """Milliseconds of a step: ``hop_ms``."""
         return self.features.hop_ms
 
-    @property
-    def recordings(self) -> list[tuple[int, str, int]]:
-        """Digit, speaker and index of every recording; its place here is its number in ``split_indices``."""
-        return list(itertools.product(range(10), self.speakers, range(self.repetitions)))
-
-    def prepare_data(self) -> None:
-        """Download and unpack the recordings when there are none; compute the frames that are not cached."""
-        if not self._present():
-            self._install()
-        self._all_frames()
-
     def read(self, part: Literal["train", "test"]) -> Samples:
         """Frames of one part; ``ids`` are places in :attr:`recordings`."""
         ids = [number for number, it in enumerate(self.recordings) if self._is_test(*it) == (part == "test")]
@@ -160,44 +236,8 @@ class FSDD(DataModule):
         y = torch.tensor([recordings[number][0] for number in ids])
         return Samples(x, y, torch.tensor(ids))
 
-    def carve(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """All recordings of ``validation_speaker``, or a stratified share."""
-        if self.validation_speaker is None:
-            return super().carve(samples)
-        recordings = self.recordings
-        chosen = torch.tensor(
-            [recordings[number][1] == self.validation_speaker for number in samples.ids.tolist()]
-        )
-        return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
-
-    @property
-    def _folder(self) -> Path:
-        return self.data_root / "fsdd" / "recordings"
-
-    def _present(self) -> bool:
-        return any(self._folder.glob("*.wav"))
-
-    def _install(self) -> None:
-        from filelock import FileLock
-
-        archive = self.data_root / self.archive.path
-        ours = not archive.is_file()  # one that was put there by hand stays
-        fetch(
-            [self.archive],
-            self.data_root,
-            title="FSDD",
-            hint=f"or unpack it so that the wav files lie in {self._folder},",
-        )
-        with FileLock(archive.with_name(".unpack.lock")):
-            if not self._present():  # else another process was faster
-                unpack(archive, self._folder, self.digest)
-                if ours:
-                    archive.unlink()
-
-    def _is_test(self, digit: int, speaker: str, index: int) -> bool:
-        if self.held_out_speaker is None:
-            return index < self.official_test
-        return speaker == self.held_out_speaker
+    def _compute(self) -> object:
+        return self._all_frames()
 
     def _all_frames(self) -> list[NDArray[np.float32]]:
         if self._frames is None:
@@ -211,19 +251,6 @@ class FSDD(DataModule):
 
             self._frames = cached("fsdd", fingerprint(self.features.key(), contents), len(paths), compute)
         return self._frames
-
-    def _contents(self) -> tuple[list[Path], list[bytes]]:
-        folder = self._folder
-        paths = [folder / f"{digit}_{speaker}_{index}.wav" for digit, speaker, index in self.recordings]
-        lacking = [path.name for path in paths if not path.is_file()]
-        if lacking:
-            raise DataError(
-                f"FSDD expected {len(paths)} recordings {{digit}}_{{speaker}}_{{index}}.wav in {folder}, "
-                f"{len(lacking)} are missing (the first: {lacking[0]}). Run prepare_data() with that folder "
-                f"empty or away to download them, copy them there, or set {ENVIRONMENT} (or the argument "
-                "root) to the folder that holds fsdd/recordings/."
-            )
-        return paths, [path.read_bytes() for path in paths]
 
 
 def decode_wav(raw: bytes, path: Path) -> NDArray[np.float32]:

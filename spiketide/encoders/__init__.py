@@ -1,6 +1,10 @@
-"""Encoders: from values to spikes (or currents) over time, ``encoder(x) -> (T, B, *N)``."""
+"""Encoders: from values to spikes (or currents) over time, ``encoder(x) -> (T, B, *N)``, and from sound to spikes."""
 
 from .base import Encoder as Encoder
+from .cochlea import BandLevels as BandLevels
+from .cochlea import Cochlea as Cochlea
+from .cochlea import Events as Events
+from .cochlea import resample as resample
 from .direct import Direct as Direct
 from .latency import Latency as Latency
 from .poisson import Poisson as Poisson

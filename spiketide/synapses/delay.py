@@ -79,7 +79,7 @@ class _Delays(nn.Module):
         width: float | None,
         offset: float,
         round_in_eval: bool,
-        start: Tensor | float | None,
+        start: Tensor | float | str | None,
     ) -> None:
         super().__init__()
         if isinstance(max_delay, bool) or not isinstance(max_delay, int) or max_delay < 0:
@@ -102,6 +102,7 @@ class _Delays(nn.Module):
         self.register_buffer("width", torch.tensor(self.begin if used else 0.0))
         self.delay = nn.Parameter(torch.empty(shape), requires_grad=bool(learn))
         self.delay.role = "delays"  # type: ignore[attr-defined]
+        self.start = start
         self.draw(start)
 
     @property
@@ -109,10 +110,17 @@ class _Delays(nn.Module):
         """Places of a kernel: lags ``max_delay`` to 0."""
         return self.max_delay + 1
 
-    def draw(self, start: Tensor | float | None = None) -> None:
+    def draw(self, start: Tensor | float | str | None = None) -> None:
         """Delays uniform over all lags (those beyond the largest on it, as published), or as given; whole if not learnt."""
         with torch.no_grad():
-            if start is None:
+            if isinstance(start, str):
+                if start != "every" or self.delay.shape[-1] != self.places:
+                    raise ParameterError(
+                        f"{self.owner} expected start to be a number, a tensor, or 'every' with kernel_count = max_delay + 1 = "
+                        f"{self.places}, got {start!r} with {self.delay.shape[-1]}."
+                    )
+                self.delay.copy_(torch.arange(self.places))
+            elif start is None:
                 nn.init.uniform_(self.delay, 0.0, self.max_delay + 1.0)
                 self.delay.clamp_(0.0, float(self.max_delay))
             else:
@@ -336,7 +344,9 @@ class SynapticDelay(_Delayed):
         tail: silent steps appended to the sequence, so that what is under way at its end still arrives. With ``lengths`` a
         sample then
             has ``lengths + tail`` valid steps (:meth:`lengths_after`). Only for a sequence's last chunk.
-        start: initial delays, one number or a tensor; ``None``: uniform.
+        start: initial delays, one number or a tensor; ``None``: uniform; ``"every"``: the lags 0 to ``max_delay`` in turn,
+        one for each of
+            ``kernel_count = max_delay + 1`` (not learnt, a dense temporal convolution).
 
     Raises:
         ParameterError: sizes, delays or widths out of range, an unknown interpolation.
@@ -371,7 +381,7 @@ class SynapticDelay(_Delayed):
         fan_in: int | None = None,
         density: float | None = None,
         tail: int = 0,
-        start: Tensor | float | None = None,
+        start: Tensor | float | str | None = None,
     ) -> None:
         super().__init__()
         self.n_in = positive("SynapticDelay", "n_in", n_in)
@@ -420,9 +430,9 @@ class SynapticDelay(_Delayed):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def reset_parameters(self) -> None:
-        """Draw weights and delays anew: Kaiming-uniform for ReLU over the fan-in, delays uniform."""
+        """Draw weights and delays anew: Kaiming-uniform for ReLU over the fan-in, delays as at first."""
         self._draw_weights()
-        self.delays.draw()
+        self.delays.draw(self.delays.start)
 
     def features(self) -> tuple[int, ...]:
         """``(n_in,)``."""
@@ -492,7 +502,7 @@ class _ChannelDelay(_Delayed):
         offset: float = 0.27,
         round_in_eval: bool = True,
         tail: int = 0,
-        start: Tensor | float | None = None,
+        start: Tensor | float | str | None = None,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
@@ -512,7 +522,7 @@ class _ChannelDelay(_Delayed):
 
     def reset_parameters(self) -> None:
         """Draw the delays anew."""
-        self.delays.draw()
+        self.delays.draw(self.delays.start)
 
     def features(self) -> tuple[int, ...]:
         """``(n,)``."""
@@ -639,7 +649,7 @@ class DelayedConv2d(_Delayed):
         offset: float = 0.27,
         round_in_eval: bool = True,
         tail: int = 0,
-        start: Tensor | float | None = None,
+        start: Tensor | float | str | None = None,
     ) -> None:
         super().__init__()
         self.c_in = positive("DelayedConv2d", "c_in", c_in)
@@ -670,7 +680,7 @@ class DelayedConv2d(_Delayed):
     def reset_parameters(self) -> None:
         """Draw weights and delays anew."""
         self._draw_weights()
-        self.delays.draw()
+        self.delays.draw(self.delays.start)
 
     def check(self, x: Tensor, lengths: Tensor | None) -> None:
         """Refuse anything but ``(T, B, c_in, H, W)`` with an image of at least the kernel's size."""
