@@ -85,16 +85,18 @@ class _Few(torch.autograd.Function):
     """Shifted reads of a few taps under autograd."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, taps: Tensor, first: Tensor, places: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, taps: Tensor, first: Tensor, places: int, silent: tuple[int, int]
+    ) -> Tensor:
         from . import delay_cpu
 
-        steps = x.shape[0] - places + 1
+        steps = x.shape[0] + sum(silent) - places + 1
         weights = taps.detach().contiguous()
-        tiles = _tiles(x, 0, _whole_chunks(steps))
+        tiles = _tiles(x, silent[0], silent[1] + _whole_chunks(steps))
         y = empty((steps, x.shape[1], taps.shape[0]), x.dtype)
         delay_cpu.project(tiles, weights.flatten(1, 2).numpy(), _lines(first, tiles.shape[2]), y.numpy())
         ctx.save_for_backward(x, weights, first)
-        ctx.places = places
+        ctx.places, ctx.silent = places, silent
         return y
 
     @staticmethod
@@ -108,7 +110,7 @@ class _Few(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             gtaps = torch.empty_like(weights)
             after = _whole_chunks(steps)
-            tiles = _tiles(x, 0, after)
+            tiles = _tiles(x, ctx.silent[0], ctx.silent[1] + after)
             lines = _lines(first, tiles.shape[2])
             delay_cpu.gradient(tiles, _tiles(gy, 0, after, spread=False), lines, gtaps.flatten(1, 2).numpy())
         if ctx.needs_input_grad[0]:
@@ -116,19 +118,22 @@ class _Few(torch.autograd.Function):
             back = weights.permute(1, 0, 2, 3).flip(-1).contiguous()
             at = ctx.places - weights.shape[-1] - first.permute(1, 0, 2)
             gx = empty(x.shape, x.dtype)
+            # from the first frame that was given: what the silent ones before it would get is left out
+            at = at + ctx.silent[0]
             tiles = _tiles(gy, edge, edge + _whole_chunks(x.shape[0]))
             delay_cpu.project(tiles, back.flatten(1, 2).numpy(), _lines(at, tiles.shape[2]), gx.numpy())
-        return gx, gtaps, None, None
+        return gx, gtaps, None, None, None
 
 
-def few(x: Tensor, taps: Tensor, first: Tensor, places: int) -> Tensor:
+def few(x: Tensor, taps: Tensor, first: Tensor, places: int, silent: tuple[int, int] = (0, 0)) -> Tensor:
     """Delayed projection by kernels of ``N`` neighbouring taps, read shifted; float32 or float64 on the CPU.
 
     Shapes:
         ``x (T + places - 1, B, I)``, ``taps (O, I, M, N)`` with ``N`` one of 1, 2, 4, 8, ``first (O, I, M)`` int64 with
-        ``0 <= first <= places - N`` -> ``(T, B, O)``.
+        ``0 <= first <= places - N`` -> ``(T, B, O)``. ``silent`` frames before and after ``x`` count among its frames and
+        need not be given.
     """
-    y: Tensor = _Few.apply(x, taps, first, places)
+    y: Tensor = _Few.apply(x, taps, first, places, silent)
     return y
 
 
@@ -175,24 +180,26 @@ class _Wide(torch.autograd.Function):
     """The product of the transforms, and its gradients, under autograd."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
-        length, batch, n_in = x.shape
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, silent: tuple[int, int]) -> Tensor:
+        given, batch, n_in = x.shape
         places, n_out, _ = kernel.shape
+        length = given + sum(silent)
         steps, count = length - places + 1, length // 2 + 1
         to, back = _fourier(length, x.dtype, x.device)
-        xf = _mm(to, x.reshape(length, -1), 2, count, batch, n_in)
+        here = slice(silent[0], silent[0] + given)
+        xf = _mm(to[:, here], x.reshape(given, -1), 2, count, batch, n_in)
         kf = _mm(to[:, :places], kernel.reshape(places, -1), 2, count, n_out, n_in)
         # conjugate of the kernel's transform: a correlation, not a convolution
         yf = _complex(xf, kf.transpose(2, 3), -1, 2, count, batch, n_out)
         ctx.save_for_backward(xf, kf)
-        ctx.sizes = (length, places, steps)
+        ctx.sizes = (length, places, steps, here)
         return _mm(back[:steps], yf.view(2 * count, -1), steps, batch, n_out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         xf, kf = ctx.saved_tensors
-        length, places, steps = ctx.sizes
+        length, places, steps, here = ctx.sizes
         _, count, batch, n_in = xf.shape
         n_out = kf.shape[2]
         to, back = _fourier(length, gy.dtype, gy.device)
@@ -200,12 +207,12 @@ class _Wide(torch.autograd.Function):
         gx = gkernel = None
         if ctx.needs_input_grad[0]:
             gxf = _complex(gf, kf, 1, 2, count, batch, n_in)
-            gx = _mm(to.t(), gxf.view(2 * count, -1), length, batch, n_in)
+            gx = _mm(to[:, here].t(), gxf.view(2 * count, -1), here.stop - here.start, batch, n_in)
         if ctx.needs_input_grad[1]:
             # real part gr' xr + gi' xi, imaginary part gr' xi - gi' xr: conj(g)' x
             gkf = _complex(_conjugate(gf).transpose(2, 3), xf, 1, 2, count, n_out, n_in)
             gkernel = _mm(to[:, :places].t(), gkf.view(2 * count, -1), places, n_out, n_in)
-        return gx, gkernel
+        return gx, gkernel, None
 
 
 def _conjugate(a: Tensor) -> Tensor:
@@ -214,13 +221,41 @@ def _conjugate(a: Tensor) -> Tensor:
     return a
 
 
-def wide(x: Tensor, kernel: Tensor) -> Tensor:
+def wide(x: Tensor, kernel: Tensor, silent: tuple[int, int] = (0, 0)) -> Tensor:
     """Delayed projection in the frequency domain, by matrix products.
 
-    Shapes: ``x (T + K - 1, B, I)``, ``kernel (K, O, I)`` -> ``(T, B, O)``.
+    Shapes: ``x (T + K - 1, B, I)``, ``kernel (K, O, I)`` -> ``(T, B, O)``. ``silent`` frames before and after ``x`` count
+    among its
+    frames and need not be given.
     """
-    y: Tensor = _Wide.apply(x, kernel)
+    y: Tensor = _Wide.apply(x, kernel, silent)
     return y
+
+
+def shift_channels(x: Tensor, kernel: Tensor) -> Tensor:
+    """Delay every channel by its own kernel: ``y_i[t] = sum over n < K of k_i[n] x_i[t + n]``, differentiable by torch.
+
+    Small inputs go through torch's depthwise convolution, larger ones through the frequency domain, in which a kernel is
+    one complex
+    number per frequency.
+
+    Shapes: ``x (T + K - 1, B, N)``, ``kernel (K, N)`` -> ``(T, B, N)``.
+    """
+    length, batch, n = x.shape
+    places = kernel.shape[0]
+    if x.numel() * places < SMALL_SHIFT:
+        weight = kernel.t().unsqueeze(1)
+        return functional.conv1d(x.permute(1, 2, 0), weight, groups=n).permute(2, 0, 1)
+    to, back = _fourier(length, x.dtype, x.device)
+    count, steps = length // 2 + 1, length - places + 1
+    xr, xi = (to @ x.reshape(length, -1)).view(2, count, batch, n).unbind(0)
+    kr, ki = (to[:, :places] @ kernel).view(2, count, 1, n).unbind(0)
+    yf = torch.stack([xr * kr + xi * ki, xi * kr - xr * ki])
+    return (back[:steps] @ yf.view(2 * count, -1)).view(steps, batch, n)
+
+
+SMALL_SHIFT = 1 << 20
+"""Multiply-adds below which the depthwise convolution is no slower."""
 
 
 # ----------------------------------------------------------------------------------------------------------- the choice

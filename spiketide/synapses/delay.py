@@ -10,7 +10,6 @@ tap a connection. A layer keeps the last ``max_delay`` frames as its state, so t
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from typing import ClassVar
 
@@ -40,7 +39,6 @@ EPSILON = 1e-7
 """Added to a kernel's normaliser, as published."""
 
 
-@functools.lru_cache(maxsize=256)
 def taps_for(width: float) -> int | None:
     """Neighbouring taps that hold all but ``KEPT`` of a Gaussian of effective ``width``, wherever it is centred; or ``None``.
 
@@ -51,11 +49,11 @@ def taps_for(width: float) -> int | None:
     """
     for taps in kernels.TAPS[1:]:
         reach = taps // 2
-        # the worst centre stands on a tap: as many taps behind it as in front of it less one
-        near = torch.arange(1 - reach, reach + 1, dtype=torch.float64)
-        every = torch.arange(-60 * reach, 60 * reach + 1, dtype=torch.float64)
-        mass = [float(torch.exp(-0.5 * (n / width) ** 2).sum()) for n in (near, every)]
-        if mass[0] >= (1 - KEPT) * mass[1]:
+        # the worst centre stands on a tap: as many taps behind it as in front of it less one; farther than twice the reach
+        # there is either nothing, or already too much before
+        mass = [math.exp(-0.5 * (n / width) ** 2) for n in range(-2 * reach - 1, 2 * reach + 2)]
+        near = sum(mass[reach + 2 : 3 * reach + 2])
+        if near >= (1 - KEPT) * sum(mass):
             return taps
     return None
 
@@ -243,8 +241,8 @@ class _Delayed(Synapse):
         """Not for a layer with memory."""
         raise NotImplementedError("a delayed synapse remembers; call it as a layer.")
 
-    def run(self, frames: Tensor) -> Tensor:
-        """``frames (max_delay + T, B, *features)`` -> outputs of the last ``T``."""
+    def run(self, frames: Tensor, silent: tuple[int, int]) -> Tensor:
+        """``frames (max_delay + T, B, *features)`` -> outputs of the last ``T``; ``silent`` ones at both ends are left out."""
         raise NotImplementedError
 
     def forward(
@@ -252,20 +250,15 @@ class _Delayed(Synapse):
     ) -> tuple[Tensor, State]:
         """Delay and project ``T`` steps; the state is the last ``max_delay`` frames of the input."""
         self.check(x, lengths)
-        expected = self.initial_state(x)
-        if state is None:
-            state = expected
-        else:
-            check_state(self, state, expected)
         x = silence_padding(x, lengths)
-        (before,) = state
-        parts = [before.transpose(0, 1), x]
-        if self.tail:
-            parts.append(x.new_zeros(self.tail, *x.shape[1:]))
-        frames = torch.cat(parts)
-        y = self.run(frames)
-        end = self._remember(frames, lengths)
-        return silence_padding(y, self.lengths_after(lengths)), (end,)
+        if state is None:
+            y = self.run(x, (self.delays.max_delay, self.tail))
+            before = x.new_zeros(self.delays.max_delay, *x.shape[1:])
+        else:
+            check_state(self, state, self.initial_state(x))
+            before = state[0].transpose(0, 1)
+            y = self.run(torch.cat([before, x]), (0, self.tail))
+        return silence_padding(y, self.lengths_after(lengths)), (self._remember(before, x, lengths),)
 
     def freeze(self) -> Self:
         """A copy with whole delays that are not learnt; its output, in any mode, is this layer's in evaluation."""
@@ -279,13 +272,26 @@ class _Delayed(Synapse):
         frozen.delays.delay.role = "delays"  # type: ignore[attr-defined]
         return frozen
 
-    def _remember(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+    def _remember(self, before: Tensor, x: Tensor, lengths: Tensor | None) -> Tensor:
         kept = self.delays.max_delay
+        if self.tail:
+            x = torch.cat([x, x.new_zeros(self.tail, *x.shape[1:])])
+        if lengths is None and x.shape[0] >= kept:
+            return x[x.shape[0] - kept :].transpose(0, 1)
+        frames = torch.cat([before, x])
         if lengths is None:
             return frames[frames.shape[0] - kept :].transpose(0, 1)
         begin = (lengths.to(frames.device) + self.tail).unsqueeze(1)
         index = begin + torch.arange(kept, device=frames.device)
         return frames.transpose(0, 1)[torch.arange(frames.shape[1], device=frames.device).unsqueeze(1), index]
+
+
+def _given(frames: Tensor, silent: tuple[int, int]) -> Tensor:
+    """The frames with the silent ones that were left out."""
+    if not any(silent):
+        return frames
+    before, after = (frames.new_zeros(n, *frames.shape[1:]) for n in silent)
+    return torch.cat([before, frames, after])
 
 
 def check_tail(owner: str, tail: int) -> int:
@@ -451,24 +457,27 @@ class SynapticDelay(_Delayed):
             kernel = kernels.scatter(*self.delays.few(weight, taps), self.delays.places)
         return kernel.flip(0).permute(1, 2, 0)
 
-    def run(self, frames: Tensor) -> Tensor:
+    def run(self, frames: Tensor, silent: tuple[int, int]) -> Tensor:
         """Project by the cheapest of the ways; which, changes nothing but rounding."""
         weight, delays = self.effective_weight().to(frames.dtype), self.delays
-        steps, batch = frames.shape[0] - delays.max_delay, frames.shape[1]
+        steps, batch = frames.shape[0] + sum(silent) - delays.max_delay, frames.shape[1]
         if steps < 1 or batch < 1:
             return frames.new_zeros(max(0, steps), batch, self.n_out)
         taps = delays.count()
-        runs = taps if taps is not None and frames.device.type == "cpu" and _plain(frames) else None
-        total = None if runs is None else runs * self.kernel_count
+        total = taps * self.kernel_count if taps is not None and frames.device.type == "cpu" else None
         way = kernels.choose(steps, batch, self.n_in, self.n_out, total, delays.places)
+        if not _plain(frames):
+            way = "reference"
         if taps is not None:
             values, first = delays.few(weight, taps)
             if way == "few":
-                return kernels.few(frames, values, first, delays.places)
+                return kernels.few(frames, values, first, delays.places, silent)
             kernel = kernels.scatter(values, first, delays.places)
         else:
             kernel = delays.whole(weight).sum(-1)
-        return kernels.reference(frames, kernel) if way == "reference" else kernels.wide(frames, kernel)
+        if way == "reference":
+            return kernels.reference(_given(frames, silent), kernel)
+        return kernels.wide(frames, kernel, silent)
 
     def extra_repr(self) -> str:
         """Sizes, as ``print(layer)`` shows them."""
@@ -477,19 +486,23 @@ class SynapticDelay(_Delayed):
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether Numba can take it: real memory, float32 or float64, nothing tracing."""
+    """Whether our own loops and products may take it: real memory of float32 or float64, and nothing that traces or casts."""
     return (
         type(x) is Tensor
         and x.dtype in (torch.float32, torch.float64)
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled(x.device.type)
     )
 
 
 class _ChannelDelay(_Delayed):
     """One delay per channel."""
+
+    exempt: ClassVar[dict[str, str]] = {
+        "causality": "large inputs only, while kernels are wide: as SynapticDelay",
+    }
 
     def __init__(
         self,
@@ -528,8 +541,9 @@ class _ChannelDelay(_Delayed):
         """``(n,)``."""
         return (self.n,)
 
-    def run(self, frames: Tensor) -> Tensor:
+    def run(self, frames: Tensor, silent: tuple[int, int]) -> Tensor:
         """Shift every channel by its own delay."""
+        frames = _given(frames, silent)
         one = self.delays.delay.new_ones(self.n)
         steps = frames.shape[0] - self.delays.max_delay
         if steps < 1:
@@ -543,8 +557,7 @@ class _ChannelDelay(_Delayed):
                 index = (first + n + step).unsqueeze(1).expand(-1, frames.shape[1], -1)
                 y = y + values[..., n].to(frames.dtype) * frames.gather(0, index)
             return y
-        kernel = self.delays.whole(one).t().unsqueeze(1).to(frames.dtype)
-        return functional.conv1d(frames.permute(1, 2, 0), kernel, groups=self.n).permute(2, 0, 1)
+        return kernels.shift_channels(frames, self.delays.whole(one).to(frames.dtype))
 
     def extra_repr(self) -> str:
         """Sizes, as ``print(layer)`` shows them."""
@@ -696,8 +709,9 @@ class DelayedConv2d(_Delayed):
                     f"{tuple(x.shape[3:])}."
                 )
 
-    def run(self, frames: Tensor) -> Tensor:
+    def run(self, frames: Tensor, silent: tuple[int, int]) -> Tensor:
         """One convolution over lags and space."""
+        frames = _given(frames, silent)
         kernel = self.delays.whole(self.weight).permute(1, 2, 0, 3, 4).to(frames.dtype)
         steps = max(0, frames.shape[0] - self.delays.max_delay)
         if not steps:  # a silent frame says what shape nothing has

@@ -226,6 +226,40 @@ def test_shifted_reads_and_frequency_domain_are_the_convolution(
             assert_near(a.contiguous(), b.contiguous(), rtol, f"{way}: {what}")
 
 
+@pytest.mark.parametrize("silent", [(8, 0), (8, 3), (0, 5), (2, 1)])
+def test_silent_frames_that_are_left_out_count_as_if_given(silent: tuple[int, int]) -> None:
+    torch.manual_seed(12)
+    before, after = silent
+    x = torch.randn(20, 5, 4, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(7, 4, 2, 2, dtype=torch.float64, requires_grad=True)
+    first = torch.randint(0, 8, (7, 4, 2))
+    padded = torch.cat([x.new_zeros(before, 5, 4), x, x.new_zeros(after, 5, 4)])
+    kernel = kernels.scatter(w, first, 9)
+    truth = kernels.reference(padded, kernel)
+    cotangent = torch.randn_like(truth)
+    want = (truth.detach(), *torch.autograd.grad(truth, (x, w), cotangent, retain_graph=True))
+    for y in (kernels.few(x, w, first, 9, silent), kernels.wide(x, kernel, silent)):
+        got = (y.detach(), *torch.autograd.grad(y, (x, w), cotangent, retain_graph=True))
+        for what, a, b in zip(("output", "input gradient", "tap gradient"), got, want, strict=True):
+            assert_near(a.contiguous(), b.contiguous(), 1e-12, what)
+
+
+def test_channels_are_shifted_alike_by_convolution_and_frequency_domain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(11)
+    layer = AxonalDelay(6, 12, width=4.0).double()
+    x = torch.rand(30, 3, 6, dtype=torch.float64, requires_grad=True)
+    cotangent = torch.randn(30, 3, 6, dtype=torch.float64)
+    outcomes = []
+    for limit in (0, 1 << 40):
+        monkeypatch.setattr(kernels, "SMALL_SHIFT", limit)
+        y, _ = layer(x)
+        outcomes.append((y.detach(), *torch.autograd.grad(y, (x, layer.delays.delay), cotangent)))
+    for a, b in zip(*outcomes, strict=True):
+        assert_near(a, b, 1e-12, "shift of channels")
+
+
 def test_shifted_reads_do_not_depend_on_the_number_of_threads() -> None:
     torch.manual_seed(0)
     x = torch.randn(30, 40, 9, requires_grad=True)
@@ -460,6 +494,27 @@ def test_axonal_delays_before_a_linear_layer_are_synaptic_delays_of_equal_rows()
     for mode in (True, False):
         a = Sequential(axonal, dense).train(mode)(x)[0]
         assert_near(a.detach(), synaptic.train(mode)(x)[0].detach(), 1e-12, "axonal")
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # of torch.compile, where a graph breaks
+@pytest.mark.parametrize("width", [6.0, 0.23])
+def test_it_works_inside_a_compiled_model_and_under_autocast(width: float) -> None:
+    torch.manual_seed(13)
+    layer = SynapticDelay(6, 5, 12, width=width)
+    x = torch.rand(20, 3, 6)
+    want = layer(x)[0]
+    grads = torch.autograd.grad(want.square().sum(), tuple(layer.parameters()))
+    compiled = torch.compile(lambda x: layer(x)[0], backend="aot_eager")
+    got = compiled(x)
+    assert_near(got.detach(), want.detach(), 1e-5, "compiled")
+    for a, b in zip(torch.autograd.grad(got.square().sum(), tuple(layer.parameters())), grads, strict=True):
+        assert_near(a, b, 1e-4, "compiled: gradient")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = layer(x)[0]
+    assert half.dtype == torch.bfloat16
+    assert_near(half.detach().float(), want.detach(), 2e-2, "autocast")
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
