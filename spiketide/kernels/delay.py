@@ -7,7 +7,7 @@ With ``K`` kernel places (lags ``K - 1`` to 0) and the ``K - 1`` frames before t
 which is a cross-correlation without padding (torch's ``conv1d``). Three ways to do it:
 
 - ``reference``: that convolution, ``K`` multiply-adds a synapse and step, whatever stands in the kernel;
-- ``few``: where a kernel is a handful of neighbouring taps, only these, read shifted (:mod:`.delay_cpu`); on the CPU;
+- ``few``: where a kernel is a handful of neighbouring taps, only these, read shifted (:mod:`.delay_cpu`, :mod:`.delay_gpu`);
 - ``wide``: in the frequency domain, by matrix products alone. The transform of a sequence of ``L`` frames is the product with
   a ``(2 F, L)`` matrix of cosines and sines (``F = L // 2 + 1``), and one complex product of ``(B, I)`` with ``(I, O)`` stands
   for each frequency: four real products a synapse and frequency, for any kernel.
@@ -19,6 +19,7 @@ the last two.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from typing import Any
 
@@ -86,54 +87,90 @@ class _Few(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, taps: Tensor, first: Tensor, places: int, silent: tuple[int, int]
+        ctx: Any, x: Tensor, taps: Tensor, first: Tensor, places: int, silent: tuple[int, int], engine: str
     ) -> Tensor:
-        from . import delay_cpu
-
-        steps = x.shape[0] + sum(silent) - places + 1
-        weights = taps.detach().contiguous()
-        tiles = _tiles(x, silent[0], silent[1] + _whole_chunks(steps))
-        y = empty((steps, x.shape[1], taps.shape[0]), x.dtype)
-        delay_cpu.project(tiles, weights.flatten(1, 2).numpy(), _lines(first, tiles.shape[2]), y.numpy())
+        weights, first = taps.detach().contiguous(), first.contiguous()
         ctx.save_for_backward(x, weights, first)
-        ctx.places, ctx.silent = places, silent
-        return y
+        ctx.how = (places, silent, engine)
+        return _project(x.detach(), weights, first, x.shape[0] + sum(silent) - places + 1, silent, engine)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        from . import delay_cpu
-
         x, weights, first = ctx.saved_tensors
-        edge, steps = ctx.places - 1, gy.shape[0]
+        places, silent, engine = ctx.how
         gx = gtaps = None
         if ctx.needs_input_grad[1]:
-            gtaps = torch.empty_like(weights)
-            after = _whole_chunks(steps)
-            tiles = _tiles(x, ctx.silent[0], ctx.silent[1] + after)
-            lines = _lines(first, tiles.shape[2])
-            delay_cpu.gradient(tiles, _tiles(gy, 0, after, spread=False), lines, gtaps.flatten(1, 2).numpy())
+            gtaps = _tap_gradient(x.detach(), gy, weights, first, silent, engine)
         if ctx.needs_input_grad[0]:
-            # the same sum with inputs and outputs, and the order of the taps, exchanged
+            # the same sum with inputs and outputs, and the order of the taps, exchanged; from the first frame that was given:
+            # what the silent ones before it would get is left out
             back = weights.permute(1, 0, 2, 3).flip(-1).contiguous()
-            at = ctx.places - weights.shape[-1] - first.permute(1, 0, 2)
-            gx = empty(x.shape, x.dtype)
-            # from the first frame that was given: what the silent ones before it would get is left out
-            at = at + ctx.silent[0]
-            tiles = _tiles(gy, edge, edge + _whole_chunks(x.shape[0]))
-            delay_cpu.project(tiles, back.flatten(1, 2).numpy(), _lines(at, tiles.shape[2]), gx.numpy())
-        return gx, gtaps, None, None, None
+            at = places - weights.shape[-1] - first.permute(1, 0, 2) + silent[0]
+            gx = _project(gy, back, at.contiguous(), x.shape[0], (places - 1, places - 1), engine)
+        return gx, gtaps, None, None, None, None
 
 
-def few(x: Tensor, taps: Tensor, first: Tensor, places: int, silent: tuple[int, int] = (0, 0)) -> Tensor:
-    """Delayed projection by kernels of ``N`` neighbouring taps, read shifted; float32 or float64 on the CPU.
+def _project(
+    x: Tensor, weights: Tensor, first: Tensor, steps: int, silent: tuple[int, int], engine: str
+) -> Tensor:
+    """Outputs ``(steps, B, O)`` of frames between silent ones."""
+    if engine == "gpu":
+        from . import delay_gpu
+
+        return delay_gpu.project(x.contiguous(), weights, first, steps, silent[0])
+    from . import delay_cpu
+
+    tiles = _tiles(x, silent[0], silent[1] + _whole_chunks(steps))
+    y = empty((steps, x.shape[1], weights.shape[0]), x.dtype)
+    delay_cpu.project(tiles, weights.flatten(1, 2).numpy(), _lines(first, tiles.shape[2]), y.numpy())
+    return y
+
+
+def _tap_gradient(
+    x: Tensor, gy: Tensor, weights: Tensor, first: Tensor, silent: tuple[int, int], engine: str
+) -> Tensor:
+    """Gradient of the taps, in the shape of ``weights``."""
+    if engine == "gpu":
+        from . import delay_gpu
+
+        return delay_gpu.gradient(x.contiguous(), gy.contiguous(), weights, first, silent[0])
+    from . import delay_cpu
+
+    found, after = torch.empty_like(weights), _whole_chunks(gy.shape[0])
+    tiles = _tiles(x, silent[0], silent[1] + after)
+    lines = _lines(first, tiles.shape[2])
+    delay_cpu.gradient(tiles, _tiles(gy, 0, after, spread=False), lines, found.flatten(1, 2).numpy())
+    return found
+
+
+def few_runs(device: torch.device, taps: int) -> bool:
+    """Whether shifted reads are worth asking for: on the CPU; on a GPU with Triton for one tap (that choice is not measured)."""
+    if device.type == "cpu":
+        return True
+    return device.type == "cuda" and taps == 1 and importlib.util.find_spec("triton") is not None
+
+
+def few(
+    x: Tensor,
+    taps: Tensor,
+    first: Tensor,
+    places: int,
+    silent: tuple[int, int] = (0, 0),
+    *,
+    engine: str | None = None,
+) -> Tensor:
+    """Delayed projection by kernels of ``N`` neighbouring taps, read shifted; float32 or float64.
 
     Shapes:
         ``x (T + places - 1, B, I)``, ``taps (O, I, M, N)`` with ``N`` one of 1, 2, 4, 8, ``first (O, I, M)`` int64 with
         ``0 <= first <= places - N`` -> ``(T, B, O)``. ``silent`` frames before and after ``x`` count among its frames and
         need not be given.
+
+    Args:
+        engine: ``"cpu"`` (Numba), ``"gpu"`` (Triton; CPU tensors in its interpreter), or ``None`` for that of the device.
     """
-    y: Tensor = _Few.apply(x, taps, first, places, silent)
+    y: Tensor = _Few.apply(x, taps, first, places, silent, engine or ("gpu" if x.is_cuda else "cpu"))
     return y
 
 

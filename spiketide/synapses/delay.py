@@ -464,7 +464,9 @@ class SynapticDelay(_Delayed):
         if steps < 1 or batch < 1:
             return frames.new_zeros(max(0, steps), batch, self.n_out)
         taps = delays.count()
-        total = taps * self.kernel_count if taps is not None and frames.device.type == "cpu" else None
+        total = None
+        if taps is not None and kernels.few_runs(frames.device, taps):
+            total = taps * self.kernel_count
         way = kernels.choose(steps, batch, self.n_in, self.n_out, total, delays.places)
         if not _plain(frames):
             way = "reference"
