@@ -79,7 +79,8 @@ class Cochlea:
         channels: bushy cells.
         low: lowest centre (Hz).
         high: highest centre (Hz); ``None``: 0.4625 of the rate (3700 Hz at 8 kHz), at most 10 kHz.
-        level: level of the louder half of a recording (dB SPL).
+        level: level of the louder half of a recording (dB SPL). The default was chosen on spoken digits, partly by how well
+            ridge regression did on speakers held out: figures on those speakers are a little optimistic for it.
         silence: recordings whose ``R`` is below this (of full scale 1) are not raised to ``level`` but by the
             gain that this one would get.
         hair_cells: hair cells on one bushy cell.
