@@ -190,6 +190,11 @@ class Recurrent(Layer):
                 f"Recurrent expected Dense({neuron.shape[0]}, {neuron.shape[0]}) for {neuron.shape} neurons, got "
                 f"Dense({synapse.n_in}, {synapse.n_out})."
             )
+        tails = [type(part).__name__ for part in synapse.modules() if getattr(part, "tail", 0)]
+        if tails:
+            raise ParameterError(
+                f"Recurrent expected a synapse that gives one step for each, got {tails[0]} with a tail: use tail=0 there."
+            )
         self.neuron, self.synapse = neuron, synapse
 
     def initial_state(self, x: Tensor) -> State:

@@ -113,16 +113,14 @@ def record(
 def valid_steps(y: Tensor, lengths: Tensor | None = None) -> int | Tensor:
     """Valid steps of all samples together; with lengths a tensor ``()``, so that nothing waits for a GPU.
 
-    Lengths may be those of the network's output; a layer in front of a tail has fewer steps, and counts no more than it has.
-
     Shapes:
         ``y``: ``(T, B, *N)``; ``lengths``: ``(B,)``.
     """
-    return y.shape[0] * y.shape[1] if lengths is None else lengths.clamp(max=y.shape[0]).sum()
+    return y.shape[0] * y.shape[1] if lengths is None else lengths.sum()
 
 
 def mean_rates(
-    spikes: Mapping[str, Tensor], lengths: Tensor | None = None
+    spikes: Mapping[str, Tensor], lengths: Mapping[str, Tensor | None] | Tensor | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Spikes per neuron and valid step, of each layer and over all neurons together, for a loop that trains.
 
@@ -137,7 +135,7 @@ def mean_rates(
         (1.0, 0.0, 0.25)
 
     Shapes:
-        ``spikes[layer]``: ``(T, B, *N)``; ``lengths``: ``(B,)``; every rate: ``()``.
+        ``spikes[layer]``: ``(T, B, *N)``; ``lengths``: ``(B,)``, for all layers or one for each; every rate: ``()``.
     """
     if not spikes:
         return {}, torch.zeros(())
@@ -145,7 +143,7 @@ def mean_rates(
     # places a neuron could have fired in
     places: dict[str, Any] = {}
     for name, s in spikes.items():
-        steps = valid_steps(s, lengths)
+        steps = valid_steps(s, lengths[name] if isinstance(lengths, Mapping) else lengths)
         places[name] = (steps.clamp(min=1) if isinstance(steps, Tensor) else max(1, steps)) * s.shape[
             2:
         ].numel()

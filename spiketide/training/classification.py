@@ -33,6 +33,10 @@ class Output(NamedTuple):
     lengths: Tensor | None  # of y
     given: Tensor | None = None  # of the input: valid for every layer, also in front of a tail
 
+    def lengths_of(self, spikes: Tensor) -> Tensor | None:
+        """Valid steps of a layer (T_l, B, *N): all samples miss the same tails that come behind it."""
+        return None if self.lengths is None else self.lengths - (self.y.shape[0] - spikes.shape[0])
+
 
 class Classification(L.LightningModule):
     """A spiking network that is trained to name the class of a sequence.
@@ -205,7 +209,8 @@ class Classification(L.LightningModule):
     def _log(self, batch: Batch, output: Output, loss: Tensor, stage: str) -> None:
         with torch.no_grad():
             accuracy = (output.scores.argmax(-1) == batch.y).float().mean()
-            rates, rate = mean_rates(output.spikes, output.lengths)
+            lengths = {name: output.lengths_of(spikes) for name, spikes in output.spikes.items()}
+            rates, rate = mean_rates(output.spikes, lengths)
         values = {"loss": loss, "accuracy": accuracy, "rate": rate.to(loss.device)}
         named = {f"{stage}/{name}": value for name, value in values.items()}
         named |= {f"{stage}/rate/{name}": value for name, value in rates.items()}

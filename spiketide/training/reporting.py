@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from ..compose import Bidirectional
@@ -18,6 +19,7 @@ from ..layer import Layer
 from ..neurons import ALIF, Neuron
 from ..probe import is_spiking, valid_steps
 from ..report import ReportData, Row, SampleTrace, choose_samples, write_report
+from ..synapses import LayerDelays, delay_statistics
 from ..types import Batch
 from .callbacks import Reseed
 from .classification import Classification, Output
@@ -38,7 +40,7 @@ class Collector(L.Callback):
         self.predictions: list[Tensor] = []
         self.operations = Operations()
         self._counts: dict[str, Tensor] = {}
-        self._steps = 0
+        self._steps: dict[str, int] = {}
         self._stack = ExitStack()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -60,8 +62,9 @@ class Collector(L.Callback):
         self.labels.append(batch.y.cpu())
         self.predictions.append(output.scores.argmax(-1).cpu())
         self.operations.samples += batch.y.shape[0]
-        self._steps += int(valid_steps(output.y, output.lengths))
         for name, spikes in output.spikes.items():
+            steps = int(valid_steps(spikes, output.lengths_of(spikes)))
+            self._steps[name] = self._steps.get(name, 0) + steps
             count = spikes.sum((0, 1), dtype=torch.float64).flatten().cpu()
             self._counts[name] = self._counts.get(name, 0) + count
 
@@ -89,13 +92,13 @@ class Collector(L.Callback):
     @property
     def rates(self) -> dict[str, np.ndarray]:
         """Layer -> spikes per step of each neuron; 0 when the test data has no valid step."""
-        return {name: (count / max(1, self._steps)).numpy() for name, count in self._counts.items()}
+        return {name: (count / max(1, self._steps[name])).numpy() for name, count in self._counts.items()}
 
     @property
     def rate(self) -> float:
         """Spikes per neuron and valid step, over all neurons; 0 when none of them spikes by nature."""
-        counts = list(self._counts.values())
-        return float(torch.cat([c.flatten() for c in counts]).mean() / max(1, self._steps)) if counts else 0.0
+        places = sum(self._steps[name] * count.numel() for name, count in self._counts.items())
+        return sum(float(count.sum()) for count in self._counts.values()) / max(1, places)
 
     def confusion(self, classes: int) -> np.ndarray:
         """Counts ``(C, C)``, rows true."""
@@ -124,6 +127,7 @@ def make_report(
         class_names=names,
         samples=trace(built, chosen),
         firing={labels[name]: rates for name, rates in collector.rates.items()},
+        delays=_delays(recipe, built),
         claim=None if built.claim is None else _claim(built, result),
         environment=_environment(story),
         diagnosis=_diagnose(built).messages,
@@ -310,6 +314,19 @@ def _curves(history: list[dict[str, float]]) -> dict[str, list[tuple[int, float 
         word: [(int(row["epoch"]), row.get(f"train/{name}"), row.get(f"val/{name}")) for row in history]
         for name, word in wanted.items()
     }
+
+
+def _delays(recipe: Recipe, built: Built) -> dict[str, LayerDelays]:
+    """The delays of the tested network and those it began with; empty without delay layers."""
+    network = built.model.network
+    if not delay_statistics(network):
+        return {}
+    # The run folder keeps the last and the best checkpoint, no initial one. The recipe is stored with its seed and every
+    # argument, and training begins by building it just so: the same installation draws the same initial delays, to the bit.
+    with isolate_rng():  # what is drawn here must not change what is drawn after it
+        begun = recipe.build().model.network.state_dict()
+    found = delay_statistics(network, begun)
+    return {f"{name} {layer.kind}".strip(): layer for name, layer in found.items()}
 
 
 def _claim(built: Built, result: dict[str, Any]) -> dict[str, Any]:

@@ -13,54 +13,20 @@ import numpy as np
 import pytest
 import torch
 from data_files import everything
+from spike_files import write_shd, write_spikes, write_ssc
 
 from spiketide.data import SHD, SSC, EventFrames, SpikeFile, heidelberg
 from spiketide.errors import DataError, ParameterError
 
 
-def write_spikes(
-    path: Path,
-    labels: np.ndarray,
-    seed: int,
-    speakers: np.ndarray | None = None,
-    keys: list[str] | None = None,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A file as published: float16 seconds, and a recording without any event among them."""
-    rng = np.random.default_rng(seed)
-    written = []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as store:
-        times = store.create_dataset("spikes/times", (len(labels),), h5py.vlen_dtype(np.float16))
-        units = store.create_dataset("spikes/units", (len(labels),), h5py.vlen_dtype(np.int64))
-        for row in range(len(labels)):
-            n = 0 if row == 3 else int(rng.integers(20, 60))
-            pair = np.sort(rng.random(n) * 0.4).astype(np.float16), rng.integers(0, 700, n)
-            times[row], units[row] = pair
-            written.append(pair)
-        store["labels"] = labels.astype(np.uint16)
-        if speakers is not None:
-            store["extra/speaker"] = speakers.astype(np.uint16)
-        if keys is not None:
-            store["extra/keys"] = np.array([key.encode() for key in keys])
-    return written
-
-
 @pytest.fixture(scope="module")
 def shd_root(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("shd")
-    rows = np.arange(160)
-    write_spikes(root / "shd" / "shd_train.h5", rows % 20, 0, speakers=rows // 20)  # 8 speakers of 20
-    write_spikes(root / "shd" / "shd_test.h5", np.arange(40) % 20, 1, speakers=np.full(40, 9))
-    return root
+    return write_shd(tmp_path_factory.mktemp("shd"))
 
 
 @pytest.fixture(scope="module")
 def ssc_root(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("ssc")
-    keys = [f"word {k}" for k in range(35)]
-    for seed, (part, n) in enumerate((("train", 140), ("valid", 70), ("test", 35))):
-        write_spikes(root / "ssc" / f"ssc_{part}.h5", np.arange(n) % 35, seed, keys=keys)
-    return root
+    return write_ssc(tmp_path_factory.mktemp("ssc"))
 
 
 @pytest.mark.parametrize("binning", ["uniform", "anchored"])

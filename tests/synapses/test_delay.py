@@ -546,6 +546,39 @@ def test_bad_arguments_are_refused_by_name(arguments: dict, message: str) -> Non
         SynapticDelay(4, 2, **{"max_delay": 8, **arguments})
 
 
+def test_a_tail_in_recurrence_is_refused() -> None:
+    with pytest.raises(errors.ParameterError, match="tail=0"):
+        Recurrent(LIF(4), Sequential(AxonalDelay(4, 6, tail=2), Dense(4, 4)))
+
+
+def test_rates_of_layers_in_front_of_tails_count_their_own_steps() -> None:
+    from spiketide import Batch, LeakyIntegrator
+    from spiketide.probe import mean_rates
+    from spiketide.readouts import MeanMembrane
+    from spiketide.training import Classification
+
+    torch.manual_seed(14)
+    network = [
+        SynapticDelay(3, 4, 4, tail=2),
+        LIF(4, threshold=1e-6),
+        SynapticDelay(4, 2, 4, tail=5),
+        LeakyIntegrator(2),
+    ]
+    model = Classification(network, MeanMembrane()).eval()
+    with torch.no_grad():
+        model.network[0].weight.abs_()
+    x = torch.rand(6, 3, 3) + 0.5
+    lengths = torch.tensor([6, 4, 1])
+    output = model(Batch(x, torch.zeros(3, dtype=torch.int64), lengths))
+    (spikes,) = output.spikes.values()
+    assert output.lengths is not None and output.lengths.tolist() == [13, 11, 8]
+    steps = output.lengths_of(spikes)
+    assert steps is not None and steps.tolist() == [8, 6, 3]
+    rates, _ = mean_rates({"a": spikes}, {"a": steps})
+    assert rates["a"].item() == pytest.approx(spikes.detach().sum().item() / (17 * 4))
+    assert 0 < rates["a"].item() <= 1
+
+
 def test_nan_delays_and_foreign_states_are_refused() -> None:
     layer = SynapticDelay(2, 2, 8)
     with pytest.raises(errors.ShapeError, match="another batch"):
