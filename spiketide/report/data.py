@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ParameterError, ShapeError, unknown
+from ..synapses import LayerDelays
 
 Point: TypeAlias = tuple[int, float | None, float | None]
 """One epoch of one metric: (epoch, training value or None, validation value or None)."""
 
 SECTIONS = ("summary", "curves", "confusion", "samples", "firing", "diagnosis", "environment")
-"""The parts of a report, in their order: the keys of ``ReportData.missing``."""
+"""The parts of every report, in their order: the keys of ``ReportData.missing``. One on delays comes in where there are any."""
 
 
 class Row(NamedTuple):
@@ -162,7 +163,7 @@ class SampleTrace:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportData:
-    """Everything one report shows. Whatever is left out is explained in its place, never dropped.
+    """Everything one report shows. Whatever is left out is explained in its place, never dropped, but for delays.
 
     Example:
         >>> from spiketide.report import ReportData, Row
@@ -183,6 +184,8 @@ class ReportData:
         class_names: C names; None numbers the classes.
         samples: a few test samples (see ``choose_samples``).
         firing: layer name -> firing rate of every neuron.
+        delays: layer name -> its delays (:func:`spiketide.synapses.delay_statistics`); without any, the report has no such
+            section, as most networks have no delays.
         claim: what the paper says, None when the recipe claims nothing. Keys ``paper``, ``value``,
             ``tolerance``, ``verdict`` (True, False, or text), and any further ones.
         environment: how it was run. Expected: ``versions``, ``seed``, ``machine``, ``commit``, ``command``;
@@ -205,6 +208,7 @@ class ReportData:
     class_names: Sequence[str] | None = None
     samples: Sequence[SampleTrace] = ()
     firing: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    delays: Mapping[str, LayerDelays] = field(default_factory=dict)
     claim: Mapping[str, Any] | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     diagnosis: Sequence[str] | None = None
@@ -218,6 +222,7 @@ class ReportData:
         put(self, "samples", tuple(self.samples))
         firing = {str(k): np.asarray(v, dtype=np.float64).reshape(-1) for k, v in self.firing.items()}
         put(self, "firing", firing)
+        put(self, "delays", {str(k): v for k, v in self.delays.items()})
         for layer, rates in firing.items():
             if np.any(rates < 0):
                 raise ParameterError(

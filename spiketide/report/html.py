@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RunError
+from ..synapses import LayerDelays
 from . import plots
 from .data import ReportData, Row, SampleTrace
 from .plots import Picture, clean, short
@@ -21,6 +22,9 @@ SIZE_LIMIT = 2_000_000
 RESERVE = 100_000
 """Bytes kept free of samples, for what comes after them."""
 
+DELAY_LAYERS = 12
+"""Layers whose delays are drawn; the table has all of them."""
+
 EXPECTED = ("seed", "machine", "versions", "commit", "command")
 """What a report should know about its run; whatever is missing is said to be."""
 
@@ -30,6 +34,7 @@ TITLES = {
     "confusion": "Confusion matrix",
     "samples": "Samples over time",
     "firing": "Firing rates",
+    "delays": "Delays",
     "diagnosis": "Diagnosis",
     "environment": "How it was run",
 }
@@ -75,6 +80,7 @@ section{padding:36px 0 12px;border-top:1px solid var(--hair);margin-top:28px;scr
 .absent{color:var(--soft);border-left:3px solid var(--strong);padding:2px 0 2px 12px}
 .grid{display:grid;gap:36px 32px;align-items:start;
 grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr))}
+.grid+.grid{margin-top:36px}
 .row{display:flex;flex-wrap:wrap;gap:32px;align-items:flex-start}
 figure{margin:0;min-width:0}
 figcaption{color:var(--soft);font-size:.86rem;line-height:1.5;margin-top:8px}
@@ -93,6 +99,10 @@ th small{display:block;color:var(--soft);font-size:.86rem;line-height:1.45}
 .errors{flex:0 1 230px}
 .errors th,.errors td{padding:5px 12px 5px 0;font-size:.9rem}.errors th{color:var(--soft)}
 .errors th:last-child,.errors td:last-child{text-align:right;padding-right:0}
+.delays{margin-top:28px}
+.delays th,.delays td{padding:5px 14px 5px 0;font-size:.9rem;white-space:nowrap;overflow-wrap:normal}
+.delays thead th{color:var(--soft)}
+.delays td,.delays thead th+th{text-align:right}
 caption{text-align:left;font-weight:600;font-size:.86rem;padding-bottom:4px}
 .facts{max-width:820px}.facts table{table-layout:fixed}
 .facts th{color:var(--soft);width:8.5em}
@@ -182,16 +192,18 @@ def render_report(data: ReportData) -> str:
         "curves": _curves(data),
         "confusion": _confusion(data),
         "firing": _firing(data),
+        "delays": _delays(data),
         "diagnosis": _diagnosis(data),
         "environment": _environment(data),
     }
     used = sum(len(part.encode("utf-8")) for part in parts.values())
     parts["samples"] = _samples(data, SIZE_LIMIT - RESERVE - used)
+    titles = {key: title for key, title in TITLES.items() if key != "delays" or data.delays}
     sections = "".join(
         f'<section id="{key}" aria-labelledby="h-{key}"><h2 id="h-{key}">{title}</h2>{parts[key]}</section>\n'
-        for key, title in TITLES.items()
+        for key, title in titles.items()
     )
-    links = "".join(f'<a href="#{key}">{title}</a>' for key, title in TITLES.items())
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, title in titles.items())
     # The policy makes "nothing is fetched" a property the browser enforces, not a promise.
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -393,6 +405,50 @@ def _firing(data: ReportData) -> str:
     if len(layers) > limit:
         lead += f"The first {limit} of {len(layers)} layers are shown. "
     return _lead(lead) + _grid([plots.firing_histogram(n, r) for n, r in list(layers.items())[:limit]])
+
+
+def _delays(data: ReportData) -> str:
+    if not data.delays:
+        return ""
+    lead = (
+        "How many steps each connection waits before it passes a spike on, rounded to whole steps as evaluation does: after "
+        "training (bars) and, where it is known, before (line). The maps show each delay after training. "
+    )
+    shown = list(data.delays.items())[:DELAY_LAYERS]
+    if len(shown) < len(data.delays):
+        lead += f"The first {DELAY_LAYERS} of {len(data.delays)} layers are drawn. "
+    # a grid a layer keeps its two pictures side by side
+    grids = [
+        _grid([plots.delay_histogram(name, layer), plots.delay_map(name, layer, f"delays-{place}")])
+        for place, (name, layer) in enumerate(shown)
+    ]
+    return _lead(lead) + "".join(grids) + _delay_table(data.delays)
+
+
+def _delay_table(layers: Mapping[str, LayerDelays]) -> str:
+    """The numbers of all layers; in steps, but for the counts and the shares."""
+    heads = (
+        "layer", "delays", "min", "mean", "median", "max", "at 0", "at max_delay", "width", "moved by",
+    )  # fmt: skip
+    rows = []
+    for name, layer in layers.items():
+        learnt = "learnt" if layer.learnt else "fixed"
+        steps = [layer.lowest, layer.mean, layer.median, layer.highest]
+        cells = [f"{layer.count:,} {learnt}", *(plots.number(value) for value in steps)]
+        cells += [plots.number(share, percent=True) for share in (layer.share_at_zero, layer.share_at_max)]
+        cells += [plots.number(layer.effective_width)]
+        cells += ["unknown" if layer.moved is None else plots.number(layer.moved)]
+        row = "".join(f"<td>{clean(cell)}</td>" for cell in cells)
+        rows.append(f'<tr><th scope="row">{clean(short(name, 40))}</th>{row}</tr>')
+    head = "".join(f'<th scope="col">{word}</th>' for word in heads)
+    table = (
+        "<caption>Delays after training, in steps; moved by: mean absolute difference to the initial ones</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    )
+    return (
+        '<div class="scroll delays" role="region" aria-label="Delays in numbers" tabindex="0">'
+        f"<table>{table}</table></div>"
+    )
 
 
 def _diagnosis(data: ReportData) -> str:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..synapses import LayerDelays
 from .data import Point, SampleTrace
 
 WIDTH = 360
@@ -33,6 +34,9 @@ IMAGE_COLUMNS, IMAGE_ROWS = 480, 200
 
 IMAGE_LEVELS = 7
 """Grey levels of an image above blank: enough to read, few enough to compress."""
+
+MAP_COLUMNS, MAP_ROWS = 240, 160
+"""Largest map of delays: a larger one is binned down to this."""
 
 MAX_LAYERS = 4
 """Hidden layers drawn per sample; the caption names the others."""
@@ -825,3 +829,107 @@ def firing_histogram(layer: str, rates: NDArray[Any]) -> Picture:
         if finite.size < rates.size:
             words += f" {plural(rates.size - finite.size, 'rate')} not finite, left out."
     return Picture(_svg(186, f"Histogram of the firing rates of {layer}", body), words)
+
+
+# ── delays ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def delay_histogram(name: str, layer: LayerDelays) -> Picture:
+    """How the delays of a layer are spread: bars after training, a line before."""
+    after = np.asarray(layer.histogram, dtype=np.float64)
+    before = None if layer.histogram_before is None else np.asarray(layer.histogram_before, dtype=np.float64)
+    # a bar is to be two units wide at least: of very many steps several share one
+    group = math.ceil(len(after) / 150)
+    starts = np.arange(0, len(after), group)
+    drawn = [None if counts is None else np.add.reduceat(counts, starts) for counts in (after, before)]
+    edges = [*(starts - 0.5).tolist(), len(after) - 0.5]
+    top = max(1.0, *(float(counts.max()) for counts in drawn if counts is not None))
+    y_ticks = ticks(0, top, 3, integer=True)
+    left = max(30.0, CHAR * max(len(f"{v:,.0f}") for v in y_ticks) + 10)
+    frame = Frame(left, 38, WIDTH - left - 10, 110, -0.5, len(after) - 0.5, 0.0, top * 1.05)
+    keys = [("first thick", "after")] + ([("second", "before")] if before is not None else [])
+    body = [_title(12, short(name, 26), keys)]
+    body.append(_y_axis(frame, y_ticks, [f"{v:,.0f}" for v in y_ticks]))
+    bars = []
+    for (start, stop), count in zip(pairwise(edges), drawn[0].tolist(), strict=True):  # type: ignore[union-attr]
+        if count:
+            # a gap where there is room for one
+            x, wide = frame.x(start), frame.x(stop) - frame.x(start)
+            gap = 0.5 if wide > 3 else 0.0
+            height = frame.bottom - frame.y(count)
+            bars.append(f"M{_n(x + gap)} {_n(frame.bottom)}v-{_n(height)}h{_n(wide - 2 * gap)}v{_n(height)}z")
+    if bars:
+        body.append(f'<path class="first area" d="{"".join(bars)}"/>')
+    if drawn[1] is not None:
+        line = f"M{_n(frame.x(edges[0]))} {_n(frame.bottom)}"
+        for stop, count in zip(edges[1:], drawn[1].tolist(), strict=True):
+            line += f"V{_n(frame.y(count))}H{_n(frame.x(stop))}"
+        body.append(f'<path class="second thin" d="{line}V{_n(frame.bottom)}"/>')
+    body.append(_x_axis(frame, ticks(0, layer.max_delay, 5, integer=True), "delay in steps"))
+    return Picture(_svg(186, f"Histogram of the delays of {name}", body), _delay_words(name, layer, group))
+
+
+def _delay_words(name: str, layer: LayerDelays, group: int) -> str:
+    words = f"{name}: {plural(layer.count, 'learnt delay' if layer.learnt else 'fixed delay')}"
+    words += f" of 0 to {plural(layer.max_delay, 'step')}"
+    if layer.count:
+        words += f", mean {number(layer.mean)}, median {number(layer.median)}"
+        at = (layer.share_at_zero, layer.share_at_max)
+        words += f"; {number(at[0], percent=True)} at 0 and {number(at[1], percent=True)} at the longest."
+    else:
+        words += ", no connection."
+    if layer.moved is None:
+        words += " What they were before training is not known."
+    elif layer.count:
+        words += f" They moved by {number(layer.moved)} steps on average."
+    return words + (f" A bar holds {group} steps." if group > 1 else "")
+
+
+def delay_map(name: str, layer: LayerDelays, key: str) -> Picture:
+    """Every delay of a layer: a row an output and a column an input, or one row of channels.
+
+    Args:
+        name: of the layer.
+        layer: its delays.
+        key: a prefix for the ids within the picture, unique on the page.
+    """
+    matrix = layer.matrix().numpy()
+    rows, columns = matrix.shape
+    there = np.isfinite(matrix).astype(np.float64)
+    # A delay of 0 has the first level and no connection none; of binned cells the mean is that of the connections there.
+    strength = np.where(there > 0, (1 + np.nan_to_num(matrix)) / (1 + layer.max_delay), 0.0)
+    density = _shrink(there, MAP_ROWS, MAP_COLUMNS)
+    small = _shrink(strength, MAP_ROWS, MAP_COLUMNS) / np.where(density > 0, density, 1.0)
+    one_each = layer.delays.dim() == 1
+    per = 1 if one_each else math.prod(layer.delays.shape[2:])
+    inputs = columns // per
+    height = float(min(max(6 * rows, 24), 160))
+    left = 26 + CHAR * len(str(rows - 1))
+    frame = Frame(left, 38, WIDTH - left - 6, height, -0.5, inputs - 0.5, 0, 1)
+    body = [_title(12, short(name, 26))]
+    # the scale: as many levels as an image has, from 0 to the longest
+    levels = (np.arange(1, IMAGE_LEVELS + 1) / IMAGE_LEVELS)[None, :]
+    far = _text(WIDTH - 1, 12, str(layer.max_delay), anchor="end")
+    at = WIDTH - 6 - CHAR * len(str(layer.max_delay)) - 70
+    body += [_text(at - 5, 12, "0", anchor="end"), far]
+    body.append(_mask(levels, f'x="{_n(at)}" y="4" width="70" height="9"', "first area", f"{key}-scale"))
+    place = f'x="{_n(left)}" y="{_n(frame.top)}" width="{_n(frame.width)}" height="{_n(height)}"'
+    body.append(f'<rect class="pane" {place}/>')
+    body.append(_mask(small, place, "first area", f"{key}-map", crisp=small.shape == matrix.shape))
+    if not one_each:
+        body.append(_text(left - 5, frame.top + 9, "0", anchor="end"))
+        if rows > 1:
+            body.append(_text(left - 5, frame.bottom, str(rows - 1), anchor="end"))
+        middle = frame.top + height / 2
+        turn = f' transform="rotate(-90 11 {_n(middle)})"'
+        body.append(_text(11, middle, "out" if height < 44 else "output", anchor="middle", extra=turn))
+    body.append(_x_axis(frame, ticks(0, inputs - 1, 6, integer=True), "channel" if one_each else "input"))
+    words = f"Delay of every {'channel' if one_each else 'connection'} of {name}, stronger is longer, up to "
+    words += f"{plural(layer.max_delay, 'step')}."
+    if not there.all():
+        words += f" Blank: not connected ({number(1 - float(there.mean()), percent=True)})."
+    if per > 1:
+        words += f" Each input has {per} columns, side by side."
+    if small.shape != matrix.shape:
+        words += f" {rows} × {columns} delays, binned to {small.shape[0]} × {small.shape[1]} means."
+    return Picture(_svg(38 + height + 38, f"Map of the delays of {name}", body), words)

@@ -203,7 +203,11 @@ class _Delays(nn.Module):
             return (1 - distance.abs()).relu()
         if self.interpolation == "gauss":
             # far tails end at 1e-20, not among the denormal numbers, on which some processors are a hundred times slower
-            shape = torch.exp((-0.5 * (distance / self.effective_width()).square()).clamp(min=-46.0))
+            exponent = -0.5 * (distance / self.effective_width()).square()
+            if self.effective_width() < 0.3:
+                # between two steps all of so narrow a Gaussian would vanish against the published 1e-7; its largest tap is 1 instead
+                exponent = exponent - exponent.detach().amax(axis, keepdim=True)
+            shape = torch.exp(exponent.clamp(min=-46.0))
         else:
             shape = (self.effective_width() - distance.abs()).relu()
         return shape / (EPSILON + shape.sum(axis, keepdim=True))

@@ -100,3 +100,42 @@ def test_samples_show_what_was_measured(shown: tuple[dict[str, Any], ReportData]
         neurons = list(sample.neurons["2 LIF"])
         assert membrane.shape == (6, 4)
         assert spikes.sum(0)[neurons[0]] == spikes.sum(0).max()  # the busiest neurons are shown
+
+
+def delayed(lr_delays: float, **network: Any) -> Recipe:
+    """The tiny recipe with delays in its first synapses."""
+    changed = tiny.content()
+    changed["trainer"]["max_epochs"] = 1
+    inside = changed["model"]["init_args"]
+    inside["network"][1] = {
+        "class_path": "spiketide.synapses.SynapticDelay",
+        "init_args": {"n_in": 64, "n_out": 20, "max_delay": 4, "fan_in": 16, **network},
+    }
+    inside["lr_delays"] = lr_delays
+    return Recipe(changed, name="tiny")
+
+
+@pytest.mark.parametrize("lr_delays", [0.0, 5.0])
+def test_the_report_knows_the_delays_before_training(lr_delays: float, tmp_path: Any) -> None:
+    folder, given = RunFolder(tmp_path / "run"), []
+    began: list[torch.Tensor] = []
+
+    def watch(self: Any, *_: Any) -> None:
+        began.append(self.network[1].delays.delay.detach().clone())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reporting.Classification, "on_train_start", watch, raising=False)
+        patch.setattr(reporting, "write_report", lambda data, path: given.append(data))
+        train(delayed(lr_delays), folder)
+        run_test(folder)
+    layer = given[0].delays["1 SynapticDelay"]
+    assert list(given[0].delays) == ["1 SynapticDelay"] and len(began) == 1
+    there = ~layer.before.isnan()
+    assert torch.equal(layer.before[there], began[0].double()[there]) and layer.count == 20 * 16
+    trained = torch.load(folder.best, weights_only=True)["state_dict"]["network.1.delays.delay"]
+    assert torch.equal(layer.delays[there], trained.double()[there])
+    assert (layer.moved > 0.05) if lr_delays else (layer.moved == 0.0)
+
+
+def test_a_run_without_delays_reports_none(shown: tuple[dict[str, Any], ReportData]) -> None:
+    assert shown[1].delays == {}
