@@ -205,7 +205,7 @@ class _Delays(nn.Module):
             # far tails end at 1e-20, not among the denormal numbers, on which some processors are a hundred times slower
             exponent = -0.5 * (distance / self.effective_width()).square()
             if self.effective_width() < 0.3:
-                # between two steps all of so narrow a Gaussian would vanish against the published 1e-7; its largest tap is 1 instead
+                # between two steps so narrow a Gaussian would vanish against the published 1e-7; here its largest tap is 1
                 exponent = exponent - exponent.detach().amax(axis, keepdim=True)
             shape = torch.exp(exponent.clamp(min=-46.0))
         else:
