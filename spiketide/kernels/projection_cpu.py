@@ -414,7 +414,7 @@ def _gradient_tile(
     # A tile of the gradient is summed in its own place for the reason that gathered rows are copied together.
     total = np.zeros((last - first, _padded(width)), gy.dtype)
     source = np.empty((min(block, n_rows) if packed else 0, _padded(width)), gy.dtype)
-    column = db[begin : begin + width] if first == 0 and db.shape[0] > 0 else db[:0]
+    column = db[begin : begin + width]  # nothing where it is not wanted
     for i in range(ends.shape[0]):
         at, until = i * block, min((i + 1) * block, n_rows)
         if packed:
@@ -449,8 +449,20 @@ def gradient_tiles(
     for unit in prange((n_out + tile - 1) // tile * chunks):
         begin = unit // chunks * tile
         i = unit % chunks
+        # of the chunks of inputs the first one sums the bias gradient (the first chunk may hold no input at all)
+        column = db if i == 0 else db[:0]
         _gradient_tile(
-            gy, ends, rows, values, dw, db, block, bounds[i], bounds[i + 1], begin, min(tile, n_out - begin)
+            gy,
+            ends,
+            rows,
+            values,
+            dw,
+            column,
+            block,
+            bounds[i],
+            bounds[i + 1],
+            begin,
+            min(tile, n_out - begin),
         )
 
 
