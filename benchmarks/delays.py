@@ -3,9 +3,9 @@
     OMP_WAIT_POLICY=passive python benchmarks/delays.py [--quick] [--only train,eval,length,memory] [--json]
 
 One training step of 140-256-256-20, B 128, T 100, K 25, 5 % input spikes, batch norm, dropout, Adam. Kernels are wide
-(width 12) in the
-first quarter of a training and narrow (width 0.5) afterwards; evaluation uses whole delays. All nets are causal: no tail.
-Figures stand behind a parity gate: our layer's output and gradients are DCLS's, within the truncation that the layer states.
+(width 12) in the first quarter of a training and narrow (width 0.5) afterwards; evaluation uses whole delays. All nets
+are causal: no tail. Figures stand behind a parity gate: our layer's output and gradients are DCLS's, within the
+truncation that the layer states.
 """
 
 from __future__ import annotations

@@ -234,28 +234,9 @@ class SHD(_Official):
         self,
         *,
         validation: Literal["speaker", "random", "test"] = "speaker",
-        dt: float = 10.0,
-        binning: Literal["uniform", "anchored"] = "uniform",
-        group: int = 5,
-        max_time: float | None = None,
-        max_steps: int | None = None,
-        binary: bool = False,
-        channel_shift: int = 0,
-        time_warp: tuple[float, float] | None = None,
-        **common: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            units=700,
-            dt=dt,
-            binning=binning,
-            group=group,
-            max_time=max_time,
-            max_steps=max_steps,
-            binary=binary,
-            channel_shift=channel_shift,
-            time_warp=time_warp,
-            **common,
-        )
+        super().__init__(units=700, **options)
         if validation not in ("speaker", "random", "test"):
             raise ParameterError(unknown("validation", validation, ("speaker", "random", "test")))
         self.validation = validation
@@ -332,31 +313,8 @@ class SSC(_Official):
     }
     classes: ClassVar[int] = 35
 
-    def __init__(
-        self,
-        *,
-        dt: float = 10.0,
-        binning: Literal["uniform", "anchored"] = "uniform",
-        group: int = 5,
-        max_time: float | None = None,
-        max_steps: int | None = None,
-        binary: bool = False,
-        channel_shift: int = 0,
-        time_warp: tuple[float, float] | None = None,
-        **common: Any,
-    ) -> None:
-        super().__init__(
-            units=700,
-            dt=dt,
-            binning=binning,
-            group=group,
-            max_time=max_time,
-            max_steps=max_steps,
-            binary=binary,
-            channel_shift=channel_shift,
-            time_warp=time_warp,
-            **common,
-        )
+    def __init__(self, **options: Any) -> None:
+        super().__init__(units=700, **options)
         self._first_validation = 0
 
     @property
@@ -430,33 +388,14 @@ class SpikeFile(SpikeRecordings):
         *,
         validation: Literal["random", "speaker"] = "random",
         units: int | None = None,
-        dt: float = 10.0,
-        binning: Literal["uniform", "anchored"] = "uniform",
-        group: int = 5,
-        max_time: float | None = None,
-        max_steps: int | None = None,
-        binary: bool = False,
-        channel_shift: int = 0,
-        time_warp: tuple[float, float] | None = None,
-        **common: Any,
+        **options: Any,
     ) -> None:
         if validation not in ("random", "speaker"):
             raise ParameterError(unknown("validation", validation, ("random", "speaker")))
         self.train = Path(train).expanduser()
         self.test = None if test is None else Path(test).expanduser()
         found = read_spike_file(self.train)
-        super().__init__(
-            units=(found.units or 700) if units is None else units,
-            dt=dt,
-            binning=binning,
-            group=group,
-            max_time=max_time,
-            max_steps=max_steps,
-            binary=binary,
-            channel_shift=channel_shift,
-            time_warp=time_warp,
-            **common,
-        )
+        super().__init__(units=(found.units or 700) if units is None else units, **options)
         self.validation = validation
         self._speakers = found.speakers
         self._count = len(found.labels)

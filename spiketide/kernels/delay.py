@@ -12,8 +12,8 @@ which is a cross-correlation without padding (torch's ``conv1d``). Three ways to
   a ``(2 F, L)`` matrix of cosines and sines (``F = L // 2 + 1``), and one complex product of ``(B, I)`` with ``(I, O)`` stands
   for each frequency: four real products a synapse and frequency, for any kernel.
 
-All are exact up to rounding (``wide``: to about 1e-6 of the largest output in float32). :func:`choose` takes the cheaper of
-the last two.
+All are exact up to rounding (``wide``: to about 1e-6 of the largest output in float32). :func:`choose` takes the cheaper
+of the last two.
 """
 
 from __future__ import annotations
@@ -262,8 +262,7 @@ def wide(x: Tensor, kernel: Tensor, silent: tuple[int, int] = (0, 0)) -> Tensor:
     """Delayed projection in the frequency domain, by matrix products.
 
     Shapes: ``x (T + K - 1, B, I)``, ``kernel (K, O, I)`` -> ``(T, B, O)``. ``silent`` frames before and after ``x`` count
-    among its
-    frames and need not be given.
+    among its frames and need not be given.
     """
     y: Tensor = _Wide.apply(x, kernel, silent)
     return y
@@ -273,8 +272,7 @@ def shift_channels(x: Tensor, kernel: Tensor) -> Tensor:
     """Delay every channel by its own kernel: ``y_i[t] = sum over n < K of k_i[n] x_i[t + n]``, differentiable by torch.
 
     Small inputs go through torch's depthwise convolution, larger ones through the frequency domain, in which a kernel is
-    one complex
-    number per frequency.
+    one complex number per frequency.
 
     Shapes: ``x (T + K - 1, B, N)``, ``kernel (K, N)`` -> ``(T, B, N)``.
     """

@@ -8,10 +8,9 @@ neighbouring taps share what they read in registers::
     g[n] += sum over t, samples of  gy[t] x[t + first + n]          gradient of the taps
 
 Forward, the sums of eight steps stay in registers while the inputs pass by, sixteen inputs at a time for sixteen outputs,
-so that
-what they read stays in the first-level cache. For the taps' gradient several steps are summed apart, as a chain of additions
-would wait for each. Numba's loops would write every sum back and read it again, so these two loops are given to the compiler
-as vector instructions; they are LLVM's own, for any machine.
+so that what they read stays in the first-level cache. For the taps' gradient several steps are summed apart, as a chain
+of additions would wait for each. Numba's loops would write every sum back and read it again, so these two loops are given
+to the compiler as vector instructions; they are LLVM's own, for any machine.
 
 The order of every sum is that of the inputs (of the tiles, for the gradient of the taps), whatever the number of threads.
 """
@@ -31,9 +30,6 @@ intrinsic: Any = extending.intrinsic  # what it makes is called with other argum
 
 LANES = 16
 """Samples side by side: a cache line of float32."""
-
-TAPS = (1, 2, 4, 8)
-"""Numbers of taps that have a loop of their own."""
 
 CHUNK = 8
 """Steps whose sums stay in registers."""

@@ -9,6 +9,7 @@ Not measured on a device: correct in Triton's interpreter, and compiled ahead of
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ def project(x: Tensor, weights: Tensor, first: Tensor, steps: int, before: int) 
     if not y.numel():
         return y
     grid = (batch, triton.cdiv(steps, STEPS), triton.cdiv(outputs, OUTPUTS))
-    with torch.cuda.device(x.device) if x.is_cuda else _nothing():
+    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
         project_kernel[grid](
             x, weights, first, y, steps, given, before, batch, inputs, outputs, **_meta(weights)
         )
@@ -124,14 +125,8 @@ def gradient(x: Tensor, gy: Tensor, weights: Tensor, first: Tensor, before: int)
     outputs = weights.shape[0]
     found = torch.zeros_like(weights)
     grid = (inputs * weights.shape[2], triton.cdiv(outputs, OUTPUTS))
-    with torch.cuda.device(x.device) if x.is_cuda else _nothing():
+    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
         gradient_kernel[grid](
             x, gy, first, found, gy.shape[0], given, before, batch, inputs, outputs, **_meta(weights)
         )
     return found
-
-
-def _nothing() -> Any:
-    import contextlib
-
-    return contextlib.nullcontext()

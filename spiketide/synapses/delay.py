@@ -1,10 +1,9 @@
 """Synapses with delays: learnt per connection, per axon or per dendrite.
 
 A delay ``d`` is counted in steps, ``0 <= d <= max_delay``; 0 arrives in the same step. While it is learnt, a delay is a
-small kernel
-over time around it (see ``interpolation``), so that the loss has a slope in ``d``; in evaluation it is rounded to whole
-steps, one
-tap a connection. A layer keeps the last ``max_delay`` frames as its state, so that a sequence may come in chunks.
+small kernel over time around it (see ``interpolation``), so that the loss has a slope in ``d``; in evaluation it is
+rounded to whole steps, one tap a connection. A layer keeps the last ``max_delay`` frames as its state, so that a sequence
+may come in chunks.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ KEPT = 1e-3
 """Share of a Gaussian's mass that may lie outside its kept taps.
 
 Four taps hold all but 2.6e-4 of a Gaussian of width 0.5, eight all but 2.5e-4 of one of width 1. The kept taps are
-normalised to
-their sum, so a tap is off by at most that share of the weight, and the kernel still sums to the weight.
+normalised to their sum, so a tap is off by at most that share of the weight, and the kernel still sums to the weight.
 """
 
 EPSILON = 1e-7
@@ -64,6 +62,7 @@ class _Delays(nn.Module):
     Not a layer: what the delay layers have in common.
     """
 
+    role: ClassVar[str] = "delays"
     width: Tensor
 
     def __init__(
@@ -99,17 +98,17 @@ class _Delays(nn.Module):
         used = learn and interpolation in ("gauss", "max")
         self.register_buffer("width", torch.tensor(self.begin if used else 0.0))
         self.delay = nn.Parameter(torch.empty(shape), requires_grad=bool(learn))
-        self.delay.role = "delays"  # type: ignore[attr-defined]
         self.start = start
-        self.draw(start)
+        self.draw()
 
     @property
     def places(self) -> int:
         """Places of a kernel: lags ``max_delay`` to 0."""
         return self.max_delay + 1
 
-    def draw(self, start: Tensor | float | str | None = None) -> None:
+    def draw(self) -> None:
         """Delays uniform over all lags (those beyond the largest on it, as published), or as given; whole if not learnt."""
+        start = self.start
         with torch.no_grad():
             if isinstance(start, str):
                 if start != "every" or self.delay.shape[-1] != self.places:
@@ -224,7 +223,6 @@ class _Delayed(Synapse):
     stateful: ClassVar[bool] = True
     delays: _Delays
     tail: int
-    exempt: ClassVar[dict[str, str]] = {}
 
     def features(self) -> tuple[int, ...]:
         """Shape of a frame of the input."""
@@ -257,8 +255,8 @@ class _Delayed(Synapse):
         self.check(x, lengths)
         x = silence_padding(x, lengths)
         if state is None:
+            before = None
             y = self.run(x, (self.delays.max_delay, self.tail))
-            before = x.new_zeros(self.delays.max_delay, *x.shape[1:])
         else:
             check_state(self, state, self.initial_state(x))
             before = state[0].transpose(0, 1)
@@ -274,21 +272,22 @@ class _Delayed(Synapse):
             frozen.delays.width.zero_()
         frozen.delays.interpolation = "none"
         frozen.delays.delay.requires_grad_(False)
-        frozen.delays.delay.role = "delays"  # type: ignore[attr-defined]
         return frozen
 
-    def _remember(self, before: Tensor, x: Tensor, lengths: Tensor | None) -> Tensor:
-        kept = self.delays.max_delay
-        if self.tail:
-            x = torch.cat([x, x.new_zeros(self.tail, *x.shape[1:])])
-        if lengths is None and x.shape[0] >= kept:
-            return x[x.shape[0] - kept :].transpose(0, 1)
-        frames = torch.cat([before, x])
+    def _remember(self, before: Tensor | None, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """The last ``max_delay`` frames of each sample ``(B, max_delay, *features)``; ``before`` is ``None`` for silence."""
+        kept, steps = self.delays.max_delay, x.shape[0]
+        if lengths is None and steps >= kept and not self.tail:
+            return x[steps - kept :].transpose(0, 1)
+        if before is None:
+            before = x.new_zeros(kept, *x.shape[1:])
         if lengths is None:
+            frames = _given(torch.cat([before, x[max(0, steps - kept) :]]), (0, self.tail))
             return frames[frames.shape[0] - kept :].transpose(0, 1)
+        frames = _given(torch.cat([before, x]), (0, self.tail)).transpose(0, 1)
+        samples = torch.arange(frames.shape[0], device=frames.device).unsqueeze(1)
         begin = (lengths.to(frames.device) + self.tail).unsqueeze(1)
-        index = begin + torch.arange(kept, device=frames.device)
-        return frames.transpose(0, 1)[torch.arange(frames.shape[1], device=frames.device).unsqueeze(1), index]
+        return frames[samples, begin + torch.arange(kept, device=frames.device)]
 
 
 def _given(frames: Tensor, silent: tuple[int, int]) -> Tensor:
@@ -315,14 +314,11 @@ class SynapticDelay(_Delayed):
 
     with ``0 <= d <= D = max_delay`` steps. ``sigma = |width| + offset`` is no parameter but scheduled from wide to narrow by
     :class:`DelayAnneal`: wide kernels find far delays, narrow ones are nearly the single tap that evaluation uses. In
-    evaluation
-    delays are rounded to whole steps and every connection is one tap of weight ``w`` (``round_in_eval``).
+    evaluation delays are rounded to whole steps and every connection is one tap of weight ``w`` (``round_in_eval``).
 
-    What it costs: with few taps (``"linear"``, narrow Gaussians, evaluation) about as many multiply-adds as a linear layer
-    for every
-    tap, by shifted reads; with wide kernels about five linear layers, in the frequency domain, however long the kernel.
-    The cheaper
-    is taken. Narrow Gaussians are truncated: see :data:`KEPT`.
+    What it costs: with few taps (``"linear"``, narrow Gaussians, evaluation) about as many multiply-adds as a linear
+    layer for every tap, by shifted reads; with wide kernels about five linear layers, in the frequency domain, however
+    long the kernel. The cheaper is taken. Narrow Gaussians are truncated: see :data:`KEPT`.
 
     Example:
         >>> import torch
@@ -344,20 +340,17 @@ class SynapticDelay(_Delayed):
         max_delay: longest delay (steps); a kernel has ``max_delay + 1`` places. May exceed the length of a sequence.
         kernel_count: weights and delays per connection.
         interpolation: ``"gauss"``; ``"max"``, a triangle of half-base ``|width| + 1``; ``"linear"``, between the two
-        neighbouring
-            steps; ``"none"``, whole steps (then ``learn=False``).
+            neighbouring steps; ``"none"``, whole steps (then ``learn=False``).
         learn: whether the delays are learnt; fixed ones stay as drawn.
         width: initial width (steps); ``None``: half of the kernel, as published. Not used by ``"linear"``.
         offset: added to the width of a Gaussian; 0.27 as published, so that a width of 0.23 means 0.5.
         round_in_eval: whole steps in evaluation.
         fan_in: connect each output to so many inputs, drawn at random; ``None``: to all.
         density: connect each pair with this probability; not together with ``fan_in``.
-        tail: silent steps appended to the sequence, so that what is under way at its end still arrives. With ``lengths`` a
-        sample then
-            has ``lengths + tail`` valid steps (:meth:`lengths_after`). Only for a sequence's last chunk.
+        tail: silent steps appended to the sequence, so that what is under way at its end still arrives. With ``lengths``
+            a sample then has ``lengths + tail`` valid steps (:meth:`lengths_after`). Only for a sequence's last chunk.
         start: initial delays, one number or a tensor; ``None``: uniform; ``"every"``: the lags 0 to ``max_delay`` in turn,
-        one for each of
-            ``kernel_count = max_delay + 1`` (not learnt, a dense temporal convolution).
+            one for each of ``kernel_count = max_delay + 1`` (not learnt, a dense temporal convolution).
 
     Raises:
         ParameterError: sizes, delays or widths out of range, an unknown interpolation.
@@ -443,7 +436,7 @@ class SynapticDelay(_Delayed):
     def reset_parameters(self) -> None:
         """Draw weights and delays anew: Kaiming-uniform for ReLU over the fan-in, delays as at first."""
         self._draw_weights()
-        self.delays.draw(self.delays.start)
+        self.delays.draw()
 
     def features(self) -> tuple[int, ...]:
         """``(n_in,)``."""
@@ -542,7 +535,7 @@ class _ChannelDelay(_Delayed):
 
     def reset_parameters(self) -> None:
         """Draw the delays anew."""
-        self.delays.draw(self.delays.start)
+        self.delays.draw()
 
     def features(self) -> tuple[int, ...]:
         """``(n,)``."""
@@ -575,8 +568,7 @@ class AxonalDelay(_ChannelDelay):
     r"""One learnt delay per axon, in front of any synapse: ``y_i[t] = x_i[t - d_i]``.
 
     ``Sequential(AxonalDelay(n, 20), Dense(n, m))`` has ``n`` delays where :class:`SynapticDelay` has ``n * m``, and costs
-    a shift and
-    one linear layer.
+    a shift and one linear layer.
 
     Example:
         >>> import torch
@@ -650,8 +642,7 @@ class DelayedConv2d(_Delayed):
 
     Reference:
         Khalfaoui-Hassani et al., dilated convolution with learnable spacings, with time as the learnt axis. One
-        three-dimensional
-        convolution over all lags.
+        three-dimensional convolution over all lags.
     """
 
     def __init__(
@@ -700,7 +691,7 @@ class DelayedConv2d(_Delayed):
     def reset_parameters(self) -> None:
         """Draw weights and delays anew."""
         self._draw_weights()
-        self.delays.draw(self.delays.start)
+        self.delays.draw()
 
     def check(self, x: Tensor, lengths: Tensor | None) -> None:
         """Refuse anything but ``(T, B, c_in, H, W)`` with an image of at least the kernel's size."""
@@ -740,8 +731,7 @@ class DelayAnneal:
     """Narrow the widths of all delays of a network, epoch by epoch.
 
     In epoch ``e`` of ``E`` the width is ``W0 (final / W0) ^ (min(e, E_s) / E_s)`` with ``E_s = floor(share * E)``, and
-    ``W0`` where the
-    width began; a width already at or below ``final`` stays.
+    ``W0`` where the width began; a width already at or below ``final`` stays.
 
     Example:
         >>> from spiketide.synapses import DelayAnneal, SynapticDelay
@@ -763,8 +753,7 @@ class DelayAnneal:
 
     Reference:
         Hammouamri et al. 2023: ``final = 0.23``, a quarter of the epochs. There it is narrowed at the end of an epoch,
-        before evaluation, in
-        which it does not matter.
+        before evaluation, in which it does not matter.
     """
 
     def __init__(self, final: float = 0.23, share: float = 0.25) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..compose import Recurrent
+from ..layer import parameter_roles
 from ..synapses.base import Synapse
 
 
@@ -52,10 +53,11 @@ def connections(synapse: Synapse, x: Tensor, lengths: Tensor | None = None) -> f
         >>> connections(Dense(3, 4), x)
         4.0
     """
+    roles = parameter_roles(synapse)
     ones = {
         name: torch.zeros_like(value) if name.split(".")[-1] == "bias" else torch.ones_like(value)
         for name, value in synapse.named_parameters()
-        if getattr(value, "role", "weights") != "delays"  # when an input arrives is no weight
+        if roles[value] != "delays"  # when an input arrives is no weight
     }
     counts, _ = functional_call(synapse, ones, ((x != 0).to(x.dtype),), {"lengths": lengths})
     return float(counts.sum(dtype=torch.float64))

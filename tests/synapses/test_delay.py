@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -442,6 +443,30 @@ def test_delays_have_a_parameter_group_of_their_own_that_does_not_decay() -> Non
     assert groups["delays"]["params"] == [layer.delays.delay]
     assert groups["delays"]["weight_decay"] == 0 and groups["delays"]["lr"] == pytest.approx(2.0)
     assert groups["weights"]["weight_decay"] == 0.1
+
+
+def test_a_copy_knows_its_delays() -> None:
+    """A deep copy of a parameter forgets its attributes; the word of its module stays."""
+    from spiketide.training.operations import connections
+
+    layer = copy.deepcopy(SynapticDelay(3, 4, 8, start=8.0)).eval()
+    assert [g["name"] for g in parameter_groups(layer, lr=0.1)] == ["weights", "delays"]
+    x = torch.zeros(20, 1, 3)
+    x[2, 0, 1] = x[15, 0, 2] = 0.7  # the second arrives after the end
+    assert connections(layer, x) == 4.0
+
+
+@pytest.mark.parametrize("lengths", [None, [9, 4, 0]])
+@pytest.mark.parametrize("tail", [0, 2, 7])
+def test_the_state_is_the_last_frames_the_tail_among_them(tail: int, lengths: list[int] | None) -> None:
+    x = torch.rand(9, 3, 2)
+    ends = torch.tensor([9, 9, 9] if lengths is None else lengths)
+    for max_delay in (0, 3, 8, 14):
+        layer = SynapticDelay(2, 2, max_delay, width=1.0, tail=tail)
+        _, (state,) = layer(x, lengths=None if lengths is None else ends)
+        for b, end in enumerate(ends.tolist()):
+            frames = torch.cat([torch.zeros(max_delay, 2), x[:end, b], torch.zeros(tail, 2)])
+            assert torch.equal(state[b], frames[frames.shape[0] - max_delay :])
 
 
 def test_delays_outside_their_range_act_as_the_border_and_are_put_back() -> None:
