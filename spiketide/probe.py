@@ -36,7 +36,7 @@ class Records(dict[str, Tensor]):
 
 def is_spiking(module: nn.Module) -> bool:
     """Whether a module is a neuron whose outputs are spikes (a read-out integrator's are not)."""
-    return isinstance(module, Neuron) and module.spiking
+    return isinstance(module, Neuron) and module.emits_spikes
 
 
 @contextmanager

@@ -15,11 +15,16 @@ State: TypeAlias = tuple[Any, ...]
 """A tuple tree whose leaves are tensors. ``()`` is the state of a layer that has none."""
 
 
+UNLABELLED = -1
+"""The label of a step that has none."""
+
+
 class Batch(NamedTuple):
     """One batch as the data modules give it.
 
     Shapes: ``x`` is ``(T, B, *N)`` for temporal data and ``(B, *N)`` for static data (an encoder gives it a time
-    axis); ``y`` is ``(B,)`` int64; ``lengths`` is ``(B,)`` int64 valid steps, or ``None`` when all are ``T``.
+    axis); ``y`` is ``(B,)`` int64, or ``(T, B)`` where every step has its own label (:data:`UNLABELLED`: none); ``lengths`` is
+    ``(B,)`` int64 valid steps, or ``None`` when all are ``T``.
     """
 
     x: Tensor

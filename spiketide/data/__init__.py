@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .heidelberg import SpikeFile as SpikeFile
     from .mnist import MNIST as MNIST
     from .mnist import FashionMNIST as FashionMNIST
+    from .qtdb import QTDB as QTDB
     from .randman import Randman as Randman
 
 _HOME = {
@@ -35,6 +36,7 @@ _HOME = {
     "FashionMNIST": "mnist",
     "LogMel": "features",
     "MNIST": "mnist",
+    "QTDB": "qtdb",
     "Randman": "randman",
     "SHD": "heidelberg",
     "SSC": "heidelberg",

@@ -32,7 +32,8 @@ class ArrayData(DataModule):
     Shapes:
         sample-first, as arrays usually are: static ``x (n, *N)``; temporal ``x (n, T, *N)`` (one length, no
         ``lengths`` in the batches) or a list of ``n`` arrays ``(T_i, *N)`` (padded, with ``lengths``). ``y
-        (n,)`` whole numbers from 0. Batches are time-first: ``(T, B, *N)``.
+        (n,)`` whole numbers from 0; or, where every step has a label of its own, ``(n, T)`` or a list of arrays
+        ``(T_i,)``, with -1 where a step has none. Batches are time-first: ``(T, B, *N)``.
 
     Args:
         x_train: what may be trained on; validation is carved from it.
@@ -52,9 +53,9 @@ class ArrayData(DataModule):
     def __init__(
         self,
         x_train: Arrays,
-        y_train: ArrayLike | Tensor,
+        y_train: Arrays,
         x_test: Arrays | None = None,
-        y_test: ArrayLike | Tensor | None = None,
+        y_test: Arrays | None = None,
         *,
         temporal: bool,
         class_names: Sequence[str] | None = None,
@@ -62,13 +63,13 @@ class ArrayData(DataModule):
     ) -> None:
         super().__init__(**common)
         self._temporal = temporal
-        x, y = _inputs(x_train, "x_train", temporal), _labels(y_train, "y_train")
+        x, y = _inputs(x_train, "x_train", temporal), _labels(y_train, "y_train", temporal)
         self._parts = {"train": Samples(x, y, torch.arange(len(y)))}
         self._shape = _feature_shape(x, temporal)
         if (x_test is None) != (y_test is None):
             raise DataError("ArrayData expected x_test and y_test together, or neither.")
         if x_test is not None and y_test is not None:
-            x, y = _inputs(x_test, "x_test", temporal), _labels(y_test, "y_test")
+            x, y = _inputs(x_test, "x_test", temporal), _labels(y_test, "y_test", temporal)
             if _feature_shape(x, temporal) != self._shape:
                 raise ShapeError(
                     f"ArrayData expected x_test with samples like x_train's, *N = {self._shape}, got "
@@ -83,7 +84,7 @@ class ArrayData(DataModule):
                     f"{len(samples.y)}. Arrays are sample-first here: x (n, T, *N)."
                 )
         if class_names is None:
-            class_names = [str(label) for label in range(int(self._parts["train"].y.max()) + 1)]
+            class_names = [str(label) for label in range(_largest(self._parts["train"]) + 1)]
         self._class_names = tuple(class_names)
         for part, samples in self._parts.items():
             self._checked(samples, "training" if part == "train" else part)
@@ -169,10 +170,24 @@ def _inputs(value: Any, name: str, temporal: bool) -> Tensor | list[Tensor]:
     return x
 
 
-def _labels(value: Any, name: str) -> Tensor:
+def _largest(samples: Samples) -> int:
+    labels = samples.labels()
+    return int(labels.max()) if len(labels) else 0  # none at all is refused with the other checks
+
+
+def _labels(value: Any, name: str, temporal: bool) -> Tensor | list[Tensor]:
+    if temporal and isinstance(value, (list, tuple)) and value and np.ndim(value[0]) == 1:
+        return [
+            _whole_numbers(_tensor(row, f"{name}[{number}]"), f"{name}[{number}]")
+            for number, row in enumerate(value)
+        ]
     y = _tensor(value, name)
-    if y.dim() != 1:
+    if y.dim() not in ((1, 2) if temporal else (1,)):
         raise ShapeError(f"ArrayData expected {name} (n,), one class number a sample, got {tuple(y.shape)}.")
+    return _whole_numbers(y, name)
+
+
+def _whole_numbers(y: Tensor, name: str) -> Tensor:
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise DataError(f"ArrayData expected whole class numbers from 0 in {name}, got {y.dtype}.")
     return y.to(torch.int64)

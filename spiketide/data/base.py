@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ..errors import DataError, ParameterError, unknown
-from ..types import Batch
+from ..types import UNLABELLED, Batch
 from .collate import collate
 from .download import data_root
 
@@ -25,15 +25,34 @@ class Samples(NamedTuple):
 
     Shapes:
         ``x`` is ``(n, *N)`` for static data, ``(n, T, *N)`` for sequences of one length, or a list of ``n``
-        tensors ``(T_i, *N)``; ``y`` is ``(n,)`` int64; ``ids`` is ``(n,)`` int64, the number of each sample
-        in the whole data set, training and test together.
+        tensors ``(T_i, *N)``; ``y`` is ``(n,)`` int64, or, where every step has a label of its own, ``(n, T)`` or
+        a list of ``(T_i,)``, :data:`spiketide.types.UNLABELLED` (-1) where a step has none; ``ids`` is ``(n,)``
+        int64, the number of each sample in the whole data set, training and test together.
     """
 
     x: Tensor | list[Tensor]
-    y: Tensor
+    y: Tensor | list[Tensor]
     ids: Tensor
     scale: float = 1.0
     """``x`` is turned to float32 and divided by this when a batch is made: bytes stay bytes in memory."""
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether every step has a label of its own."""
+        return isinstance(self.y, list) or self.y.dim() > 1
+
+    def labels(self, rows: Tensor | None = None) -> Tensor:
+        """All labels of these samples in a row, unlabelled steps left out."""
+        if isinstance(self.y, list):
+            chosen = range(len(self.y)) if rows is None else rows.tolist()
+            y = torch.cat([self.y[row].flatten() for row in chosen]) if len(chosen) else torch.empty(0).long()
+        else:
+            y = (self.y if rows is None else self.y[rows]).flatten()
+        return y[y != UNLABELLED] if self.stepwise else y
+
+    def choose(self, rows: Tensor) -> Tensor | list[Tensor]:
+        """The labels of these samples, sample by sample."""
+        return [self.y[row] for row in rows.tolist()] if isinstance(self.y, list) else self.y[rows]
 
 
 class DataModule(L.LightningDataModule, ABC):
@@ -154,8 +173,8 @@ class DataModule(L.LightningDataModule, ABC):
         """Read and verify one part; ``"train"`` is all that may be trained on, validation included."""
 
     def carve(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """Rows of the training part to train on, and to validate on: by class unless overridden."""
-        order = stratified_order(samples.y.numpy(), self.seed)
+        """Rows of the training part to train on, and to validate on: by class, or by chance where steps have the labels."""
+        order = _order(samples, torch.arange(len(samples.ids)), self.seed)
         cut = round(self.validation_fraction * len(order))
         return torch.from_numpy(np.sort(order[cut:])), torch.from_numpy(np.sort(order[:cut]))
 
@@ -230,7 +249,7 @@ class DataModule(L.LightningDataModule, ABC):
                 "done."
             )
         test = self._read_test()
-        return self._in_order(_Rows(test, torch.arange(len(test.y)), self.temporal))
+        return self._in_order(_Rows(test, torch.arange(len(test.ids)), self.temporal))
 
     # How.
 
@@ -238,9 +257,9 @@ class DataModule(L.LightningDataModule, ABC):
         if self._training is None:
             samples = self._checked(self.read("train"), "training")
             train, validation = self.carve(samples)
-            self._check_split(samples.y, train, validation)
+            self._check_split(samples, train, validation)
             if self.limit is not None and self.limit < len(train):
-                chosen = stratified_order(samples.y[train].numpy(), self.seed)[: self.limit]
+                chosen = _order(samples, train, self.seed)[: self.limit]
                 train = train[torch.from_numpy(np.sort(chosen))]
             self._train_rows, self._validation_rows, self._training = train, validation, samples
         return self._training
@@ -266,24 +285,40 @@ class DataModule(L.LightningDataModule, ABC):
                 f"The {part} part of {name} has {len(samples.x)} samples, {len(samples.y)} labels and "
                 f"{len(samples.ids)} numbers: expected one of each for every sample."
             )
-        low, high = int(samples.y.min()), int(samples.y.max())
+        labels = samples.labels()
+        if not len(labels):
+            raise DataError(
+                f"The {part} part of {name} has no labelled step at all: there is nothing to learn."
+            )
+        low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.num_classes:
             raise DataError(
                 f"The {part} part of {name} has labels from {low} to {high}: expected 0 to "
-                f"{self.num_classes - 1}, one for each of its {self.num_classes} classes."
+                f"{self.num_classes - 1}, one for each of its {self.num_classes} classes"
+                f"{f', or {UNLABELLED} for a step without one' if samples.stepwise else ''}."
             )
+        if samples.stepwise:
+            for number, (x, y) in enumerate(zip(samples.x, samples.y, strict=True)):
+                if y.shape != x.shape[:1]:
+                    raise DataError(
+                        f"Sample {number} of the {part} part of {name} has {x.shape[0]} steps and labels of shape "
+                        f"{tuple(y.shape)}: expected one label a step."
+                    )
+                if not isinstance(samples.x, list):
+                    break  # all have one shape
         return samples
 
-    def _check_split(self, y: Tensor, train: Tensor, validation: Tensor) -> None:
-        everywhere = torch.bincount(y, minlength=self.num_classes)
+    def _check_split(self, samples: Samples, train: Tensor, validation: Tensor) -> None:
+        everywhere = torch.bincount(samples.labels(), minlength=self.num_classes)
         for word, rows in (("training", train), ("validation", validation)):
-            here = torch.bincount(y[rows], minlength=self.num_classes)
+            here = torch.bincount(samples.labels(rows), minlength=self.num_classes)
             lacking = ((here == 0) & (everywhere > 0)).nonzero().flatten().tolist()
             if lacking:
                 first = lacking[0]
                 raise DataError(
                     f"{type(self).__name__}: class {self.class_names[first]!r} ({int(everywhere[first])} "
-                    f"samples) has no {word} sample with validation_fraction={self.validation_fraction}"
+                    f"{'steps' if samples.stepwise else 'samples'}) has no {word} sample with "
+                    f"validation_fraction={self.validation_fraction}"
                     f"{f' ({len(lacking)} classes have none)' if len(lacking) > 1 else ''}. "
                     f"{'Raise' if word == 'validation' else 'Lower'} validation_fraction, or give more data."
                 )
@@ -320,6 +355,13 @@ class DataModule(L.LightningDataModule, ABC):
             # one.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+
+def _order(samples: Samples, rows: Tensor, seed: int) -> NDArray[np.int64]:
+    """An order of these samples of which any beginning is a fair choice."""
+    if samples.stepwise:  # a sequence holds many classes: none to go by
+        return np.random.RandomState(seed).permutation(len(rows)).astype(np.int64)
+    return stratified_order(samples.labels(rows).numpy(), seed)
 
 
 def stratified_order(y: NDArray[np.integer[Any]], seed: int) -> NDArray[np.int64]:
@@ -365,12 +407,13 @@ class _Rows(Dataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         """What a DataLoader asks for first: the batch of these samples."""
         rows = self.rows[torch.tensor(indices)]
-        x, y, _, scale = self.samples
+        x, _, _, scale = self.samples
+        y = self.samples.choose(rows)
         if isinstance(x, Tensor):
             # NumPy, as in collate: one pass in this thread, from bytes to floats.
             chosen = np.divide(x.numpy()[rows.numpy()], np.float32(scale), dtype=np.float32)
-            return collate(torch.from_numpy(chosen), y[rows], temporal=self.temporal)
-        return collate([x[row] / scale for row in rows.tolist()], y[rows], temporal=self.temporal)
+            return collate(torch.from_numpy(chosen), y, temporal=self.temporal)
+        return collate([x[row] / scale for row in rows.tolist()], y, temporal=self.temporal)
 
 
 def _whole(batch: Any) -> Any:

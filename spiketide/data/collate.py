@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError
-from ..types import Batch
+from ..types import UNLABELLED, Batch
 
 
-def collate(x: Tensor | Sequence[Tensor], y: Tensor, *, temporal: bool) -> Batch:
+def collate(x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor], *, temporal: bool) -> Batch:
     """One :class:`~spiketide.types.Batch` from samples that are sample-first.
 
     Sequences of one length come as one tensor and give ``lengths=None``; sequences given as a list are
@@ -32,10 +32,12 @@ def collate(x: Tensor | Sequence[Tensor], y: Tensor, *, temporal: bool) -> Batch
         static: ``x (B, *N)`` -> ``(B, *N)``.
         temporal: ``x (B, T, *N)`` or a list of ``B`` tensors ``(T_i, *N)`` -> ``(T, B, *N)``; ``lengths
             (B,)``.
+        labels of steps: ``y (B, T)`` or a list of ``(T_i,)`` -> ``(T, B)``, past a sample's end
+            :data:`spiketide.types.UNLABELLED`.
 
     Args:
         x: the samples, in main memory. Lists give float32.
-        y: ``(B,)`` class numbers.
+        y: ``(B,)`` class numbers, or one a step.
         temporal: whether a sample's first axis is time.
 
     Raises:
@@ -44,10 +46,16 @@ def collate(x: Tensor | Sequence[Tensor], y: Tensor, *, temporal: bool) -> Batch
     """
     if len(x) == 0:
         raise DataError("collate expected at least one sample, got none: the data set or the batch is empty.")
-    if y.dim() != 1 or len(y) != len(x):
+    if isinstance(y, Tensor) and (y.dim() != 1 or len(y) != len(x)) and not (temporal and _fits(x, y)):
         raise ShapeError(
             f"collate expected one label for each of {len(x)} samples, y ({len(x)},), got {tuple(y.shape)}."
         )
+    if not isinstance(y, Tensor) and not (temporal and _fits(x, y)):
+        raise ShapeError(
+            f"collate expected one label for each step of {len(x)} sequences, got {len(y)} rows of labels of lengths "
+            f"{sorted({len(row) for row in y})} for sequences of {sorted({sample.shape[0] for sample in x})} steps."
+        )
+    y = _time_first(y)
     if isinstance(x, Tensor):
         if not temporal:
             return Batch(x, y, None)
@@ -74,3 +82,19 @@ def collate(x: Tensor | Sequence[Tensor], y: Tensor, *, temporal: bool) -> Batch
     for number, sample in enumerate(x):
         padded[: lengths[number], number] = sample.numpy()
     return Batch(torch.from_numpy(padded), y, torch.tensor(lengths, dtype=torch.int64))
+
+
+def _fits(x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> bool:
+    """Whether there is one label for each step of each sample."""
+    return len(y) == len(x) and all(
+        row.dim() == 1 and len(row) == sample.shape[0] for row, sample in zip(y, x, strict=True)
+    )
+
+
+def _time_first(y: Tensor | Sequence[Tensor]) -> Tensor:
+    if isinstance(y, Tensor):
+        return y if y.dim() == 1 else torch.from_numpy(np.ascontiguousarray(y.numpy().T))
+    padded = np.full((max(len(row) for row in y), len(y)), UNLABELLED, dtype=np.int64)
+    for number, row in enumerate(y):
+        padded[: len(row), number] = row.numpy()
+    return torch.from_numpy(padded)

@@ -576,4 +576,5 @@ def _digest(path: Path, kind: str) -> str:
 
 
 def _joined(first: Samples, second: Samples) -> Samples:
-    return Samples([*first.x, *second.x], torch.cat([first.y, second.y]), torch.cat([first.ids, second.ids]))
+    y = torch.cat([first.labels(), second.labels()])
+    return Samples([*first.x, *second.x], y, torch.cat([first.ids, second.ids]))

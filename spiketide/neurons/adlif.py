@@ -66,7 +66,7 @@ class AdLIF(Neuron):
         coupling: sub-threshold coupling (the literature's a), in (-1, 1).
         jump: spike-triggered jump (the literature's b).
         learn: names to train: ``"tau_mem"``, ``"tau_adapt"``, ``"coupling"``, ``"jump"``, ``"threshold"``.
-        threshold, dt, discretisation, scale_input, surrogate, engine, checkpoint: as :class:`LIF`. The surrogate's default is the
+        threshold, dt, discretisation, scale_input, surrogate, engine, checkpoint, output: as :class:`LIF`. The surrogate's default is the
             multi-Gaussian.
         reset: ``delayed`` (one step later), ``soft``, ``soft_detached``, ``hard``, ``hard_detached`` or ``none``.
 
@@ -96,11 +96,17 @@ class AdLIF(Neuron):
         surrogate: Surrogate | None = None,
         engine: str | None = None,
         checkpoint: int | None = None,
+        output: str = "spikes",
     ) -> None:
         self.reset = check_choice("reset", reset, (DELAYED, *RESETS))
         self.scale_input = bool(scale_input)
         super().__init__(
-            n, surrogate=surrogate or MultiGaussian(), dt=dt, engine=engine, checkpoint=checkpoint
+            n,
+            surrogate=surrogate or MultiGaussian(),
+            dt=dt,
+            engine=engine,
+            checkpoint=checkpoint,
+            output=output,
         )
         chosen = self._learn(learn, ("tau_mem", "tau_adapt", "coupling", "jump", "threshold"))
         self.tau_mem = TimeConstant(

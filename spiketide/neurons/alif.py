@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
+
+from ..errors import ParameterError
 from ..surrogate import MultiGaussian, Surrogate, spike
-from .base import RESETS, Constant, Neuron, Size, TimeConstant, Value, after_reset, check_choice
+from .base import OUTPUTS, RESETS, Constant, Neuron, Size, TimeConstant, Value, after_reset, check_choice
 
 DELAYED = "delayed"
 
 
 @functools.cache
-def _step(reset: str, scale_input: bool) -> Callable[..., Any]:
+def _step(reset: str, scale_input: bool, graded: bool) -> Callable[..., Any]:
     def step(
         x: Any, v: Any, a: Any, s: Any, decay_mem: Any, decay_adapt: Any, threshold: Any, adaptation: Any
     ) -> Any:
@@ -22,7 +25,7 @@ def _step(reset: str, scale_input: bool) -> Callable[..., Any]:
         v = decay_mem * v + ((1 - decay_mem) * x if scale_input else x)
         if reset == DELAYED:
             v = v - moving * s
-        z = spike(v - moving)
+        z = torch.relu(v - moving) if graded else spike(v - moving)
         return z, (v if reset == DELAYED else after_reset(reset, v, z, moving)), a, z
 
     return step
@@ -61,15 +64,18 @@ class ALIF(Neuron):
         reset: ``delayed`` (the paper's), ``soft``, ``soft_detached``, ``hard``, ``hard_detached`` or ``none``.
         dt, discretisation, scale_input, surrogate, engine, checkpoint: as :class:`LIF`. The surrogate's default is the
             multi-Gaussian.
+        output: ``"spikes"``, ``"membrane"``, or ``"relu"``: a graded ``relu(v' - moving)`` takes the place of the spike
+            everywhere, in output, recurrence, adaptation and reset. This is the paper's ReLU-SRNN, the network without spikes.
 
     Raises:
-        ParameterError: as :class:`LIF`; adaptation < 0.
+        ParameterError: as :class:`LIF`; adaptation < 0; a hard reset with ``output="relu"``.
 
     Reference: Yin, Corradi & Bohté 2020 and 2021. Differs: the state starts at zero (theirs at random, also at test), and
         the time constants are parametrised so that they stay positive (theirs went negative).
     """
 
     states = ("v", "a", "s")
+    outputs: ClassVar[tuple[str, ...]] = (*OUTPUTS, "relu")
 
     def __init__(
         self,
@@ -87,12 +93,23 @@ class ALIF(Neuron):
         surrogate: Surrogate | None = None,
         engine: str | None = None,
         checkpoint: int | None = None,
+        output: str = "spikes",
     ) -> None:
         self.reset = check_choice("reset", reset, (DELAYED, *RESETS))
         self.scale_input = bool(scale_input)
         super().__init__(
-            n, surrogate=surrogate or MultiGaussian(), dt=dt, engine=engine, checkpoint=checkpoint
+            n,
+            surrogate=surrogate or MultiGaussian(),
+            dt=dt,
+            engine=engine,
+            checkpoint=checkpoint,
+            output=output,
         )
+        if output == "relu" and reset.startswith("hard"):
+            raise ParameterError(
+                f'ALIF(output="relu") expected a delayed, soft or no reset, got {reset!r}: a graded output of 2 would turn a hard '
+                "reset's v (1 - s) round."
+            )
         chosen = self._learn(learn, ("tau_mem", "tau_adapt", "threshold", "adaptation"))
         self.tau_mem = TimeConstant(
             "tau_mem", tau_mem, self.shape, dt=dt, discretisation=discretisation, learn="tau_mem" in chosen
@@ -116,8 +133,8 @@ class ALIF(Neuron):
 
     @property
     def step(self) -> Callable[..., Any]:  # type: ignore[override]
-        """The step for this reset and input scaling."""
-        return _step(self.reset, self.scale_input)
+        """The step for this reset, input scaling and kind of output."""
+        return _step(self.reset, self.scale_input, self.output == "relu")
 
     def coefs(self) -> tuple[Any, ...]:
         """``(decay_mem, decay_adapt, threshold, adaptation)``."""

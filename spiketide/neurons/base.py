@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -25,6 +26,21 @@ Value: TypeAlias = float | Tensor | Init | Callable[..., Tensor]
 """A constant as the user gives it: a number, a tensor, or an initialiser ``init(shape) -> Tensor``."""
 
 RESETS = ("soft", "soft_detached", "hard", "hard_detached", "none")
+
+OUTPUTS = ("spikes", "membrane")
+"""What a neuron hands on: its spikes, or its membrane after the step, which still spikes and resets inside."""
+
+
+@functools.cache
+def emitting(step: Callable[..., Any], position: int) -> Callable[..., Any]:
+    """The step with the state variable at ``position`` as its output, in place of the spikes."""
+
+    @functools.wraps(step)
+    def read(*arguments: Any) -> Any:
+        _, *state = step(*arguments)
+        return state[position], *state
+
+    return read
 
 
 def check_dt(dt: float) -> float:
@@ -254,15 +270,17 @@ class Neuron(Layer):
         dt: length of a step, milliseconds by convention.
         engine: force a scan engine; ``None`` chooses by device.
         checkpoint: keep the state every so many steps only, and recompute in the backward.
+        output: ``"spikes"``, or ``"membrane"``: hand on the membrane after the step, as a read-out of spiking units does.
 
     Raises:
-        ParameterError: sizes, constants or names out of range.
+        ParameterError: sizes, constants or names out of range; ``output="membrane"`` of a model without a state ``v``.
         ShapeError: input or state of another shape (see :meth:`Layer.forward`).
         NonFiniteError: NaN or infinity in the input, or a membrane that overflowed.
     """
 
     states: ClassVar[tuple[str, ...]] = ()
     spiking: ClassVar[bool] = True
+    outputs: ClassVar[tuple[str, ...]] = OUTPUTS
     step: Callable[..., Any]
 
     def __init__(
@@ -273,9 +291,15 @@ class Neuron(Layer):
         dt: float = 1.0,
         engine: str | None = None,
         checkpoint: int | None = None,
+        output: str = "spikes",
     ) -> None:
         super().__init__()
         self.shape = sizes(type(self).__name__, n)
+        self.output = check_choice("output", output, self.outputs)
+        if output == "membrane" and "v" not in self.states:
+            raise ParameterError(
+                f'{type(self).__name__} has no state "v" whose course could be the output, only {self.states}.'
+            )
         self.surrogate = surrogate if surrogate is not None else ATan(2.0)
         self.dt = check_dt(dt)
         if checkpoint is not None and (
@@ -307,7 +331,15 @@ class Neuron(Layer):
                 f"{type(self).__name__}.step expected the arguments (x, {', '.join(self.states) or '*states'}, *coefs), "
                 f"got {names}: set `states` to the names of the state variables."
             )
-        return Dynamics(self.states, names[1 + len(self.states) :], step, getattr(self, "step_vjp", None))
+        vjp = getattr(self, "step_vjp", None)
+        if self.output == "membrane":
+            if vjp is not None:
+                raise ParameterError(
+                    f'{type(self).__name__} writes its own step_vjp, which is that of the spikes: output="membrane" needs a '
+                    "derived one, leave step_vjp away."
+                )
+            step = emitting(step, self.states.index("v"))
+        return Dynamics(self.states, names[1 + len(self.states) :], step, vjp)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -321,6 +353,11 @@ class Neuron(Layer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._key = register(self.dynamics, self.surrogate)  # another process has its own table
+
+    @property
+    def emits_spikes(self) -> bool:
+        """Whether what it hands on are spikes: not for a read-out, by its model or by ``output``."""
+        return self.spiking and self.output == "spikes"
 
     def coefs(self) -> tuple[Any, ...]:
         """Per-step numbers in the order of ``step``'s arguments: numbers, scalars or tensors broadcastable to ``n``."""

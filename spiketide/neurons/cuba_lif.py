@@ -40,7 +40,7 @@ class CubaLIF(Neuron):
         n: number of neurons, or the shape of a feature map.
         tau_mem, tau_syn: membrane and synaptic time constants, in the unit of ``dt``.
         learn: names to train: ``"tau_mem"``, ``"tau_syn"``, ``"threshold"``.
-        dt, threshold, discretisation, scale_input, reset, surrogate, engine, checkpoint: as :class:`LIF`.
+        dt, threshold, discretisation, scale_input, reset, surrogate, engine, checkpoint, output: as :class:`LIF`.
 
     Raises:
         ParameterError: as :class:`LIF`.
@@ -65,10 +65,11 @@ class CubaLIF(Neuron):
         surrogate: Surrogate | None = None,
         engine: str | None = None,
         checkpoint: int | None = None,
+        output: str = "spikes",
     ) -> None:
         self.reset = check_choice("reset", reset, RESETS)
         self.scale_input = bool(scale_input)
-        super().__init__(n, surrogate=surrogate, dt=dt, engine=engine, checkpoint=checkpoint)
+        super().__init__(n, surrogate=surrogate, dt=dt, engine=engine, checkpoint=checkpoint, output=output)
         chosen = self._learn(learn, ("tau_mem", "tau_syn", "threshold"))
         self.tau_mem = TimeConstant(
             "tau_mem", tau_mem, self.shape, dt=dt, discretisation=discretisation, learn="tau_mem" in chosen

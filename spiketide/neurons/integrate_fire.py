@@ -40,7 +40,7 @@ class IF(Neuron):
         threshold: firing threshold, > 0.
         learn: ``("threshold",)`` to train it.
         reset: ``soft``, ``soft_detached``, ``hard``, ``hard_detached`` or ``none``.
-        surrogate, dt, engine, checkpoint: as :class:`Neuron`.
+        surrogate, dt, engine, checkpoint, output: as :class:`Neuron`.
 
     Raises:
         ParameterError: threshold <= 0, unknown reset or learnable constant.
@@ -61,9 +61,10 @@ class IF(Neuron):
         dt: float = 1.0,
         engine: str | None = None,
         checkpoint: int | None = None,
+        output: str = "spikes",
     ) -> None:
         self.reset = check_choice("reset", reset, RESETS)
-        super().__init__(n, surrogate=surrogate, dt=dt, engine=engine, checkpoint=checkpoint)
+        super().__init__(n, surrogate=surrogate, dt=dt, engine=engine, checkpoint=checkpoint, output=output)
         chosen = self._learn(learn, ("threshold",))
         self.threshold = Constant(
             "threshold", threshold, self.shape, learn="threshold" in chosen, low=0.0, role="thresholds"

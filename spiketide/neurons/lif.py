@@ -45,7 +45,7 @@ class LIF(Neuron):
         discretisation: ``"exp"`` or ``"euler"``.
         scale_input: multiply the input by ``1 - decay``, so that the membrane is a moving average of it.
         reset: ``soft``, ``soft_detached``, ``hard``, ``hard_detached`` or ``none``.
-        surrogate, engine, checkpoint: as :class:`Neuron`.
+        surrogate, engine, checkpoint, output: as :class:`Neuron`.
 
     Raises:
         ParameterError: tau_mem <= 0 (euler: < dt), threshold <= 0, dt <= 0, unknown reset, discretisation or constant.
@@ -71,10 +71,11 @@ class LIF(Neuron):
         surrogate: Surrogate | None = None,
         engine: str | None = None,
         checkpoint: int | None = None,
+        output: str = "spikes",
     ) -> None:
         self.reset = check_choice("reset", reset, RESETS)
         self.scale_input = bool(scale_input)
-        super().__init__(n, surrogate=surrogate, dt=dt, engine=engine, checkpoint=checkpoint)
+        super().__init__(n, surrogate=surrogate, dt=dt, engine=engine, checkpoint=checkpoint, output=output)
         chosen = self._learn(learn, ("tau_mem", "threshold"))
         self.tau_mem = TimeConstant(
             "tau_mem", tau_mem, self.shape, dt=dt, discretisation=discretisation, learn="tau_mem" in chosen

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from ..errors import ParameterError, unknown
 from ..kernels import project
 from ..layer import check_input
 from .base import Synapse, positive, uniform_
+
+INITS: dict[str, Callable[[Tensor], Any] | None] = {
+    "uniform": None,
+    "xavier_uniform": nn.init.xavier_uniform_,
+    "xavier_normal": nn.init.xavier_normal_,
+    "kaiming_normal": nn.init.kaiming_normal_,
+    "orthogonal": nn.init.orthogonal_,
+    "zeros": nn.init.zeros_,
+}
+"""How weights may begin; ``None`` is Kaiming's rule with the gain of ``torch.nn.Linear``."""
 
 
 class Dense(Synapse):
@@ -20,7 +34,7 @@ class Dense(Synapse):
     The results agree up to rounding.
 
     The weights begin uniform in ``±1/sqrt(n_in)`` (Kaiming's rule with the gain of
-    :class:`torch.nn.Linear`), and so does the bias.
+    :class:`torch.nn.Linear`), and so does the bias; with another ``init`` the bias begins at zero.
 
     Example:
         >>> import torch
@@ -39,14 +53,19 @@ class Dense(Synapse):
         n_in: number of inputs.
         n_out: number of outputs.
         bias: add a learnt offset at every step.
+        init: how the weights begin: ``"uniform"`` as above, ``"xavier_uniform"``, ``"xavier_normal"``, ``"kaiming_normal"``,
+            ``"orthogonal"`` or ``"zeros"`` of ``torch.nn.init``.
 
     Raises:
-        ParameterError: a size that is not a positive integer.
+        ParameterError: a size that is not a positive integer, an unknown init.
         ShapeError: input of another rank or size, or of integers.
     """
 
-    def __init__(self, n_in: int, n_out: int, *, bias: bool = True) -> None:
+    def __init__(self, n_in: int, n_out: int, *, bias: bool = True, init: str = "uniform") -> None:
         super().__init__()
+        if init not in INITS:
+            raise ParameterError(unknown("init of the weights", init, list(INITS)))
+        self.init = init
         self.n_in = positive("Dense", "n_in", n_in)
         self.n_out = positive("Dense", "n_out", n_out)
         self.weight = nn.Parameter(torch.empty(n_in, n_out).t())
@@ -55,9 +74,13 @@ class Dense(Synapse):
 
     def reset_parameters(self) -> None:
         """Draw weights and bias anew."""
-        uniform_(self.weight, self.n_in)
+        draw = INITS[self.init]
+        if draw is None:
+            uniform_(self.weight, self.n_in)
+        else:
+            draw(self.weight)
         if self.bias is not None:
-            uniform_(self.bias, self.n_in)
+            uniform_(self.bias, self.n_in) if draw is None else nn.init.zeros_(self.bias)
 
     def check(self, x: Tensor, lengths: Tensor | None) -> None:
         """Refuse anything but ``(T, B, n_in)``."""

@@ -1,19 +1,23 @@
 """Training on Lightning: the module, parameter groups, run folders, recipes and their reproduction."""
 
-from .classification import Classification, Output, stack
+from .classification import Classification, stack
 from .groups import ROLES, parameter_groups
+from .labelling import Labelling
 from .recipe import Best, Claim, Recipe
 from .reproduce import reproduce
 from .run import Stopped, test, train
+from .task import Output, Task
 
 __all__ = [
     "ROLES",
     "Best",
     "Claim",
     "Classification",
+    "Labelling",
     "Output",
     "Recipe",
     "Stopped",
+    "Task",
     "parameter_groups",
     "reproduce",
     "stack",

@@ -21,7 +21,7 @@ from jsonargparse.typing import PositiveInt
 
 from .. import recipes
 from ..errors import RecipeError, SpiketideError, unknown
-from .classification import Classification
+from .task import Task
 
 OURS = {
     "callbacks", "logger", "plugins", "default_root_dir", "enable_checkpointing", "num_sanity_val_steps",
@@ -68,7 +68,7 @@ class Best:
 class Built:
     """The objects of a recipe."""
 
-    model: Classification
+    model: Task
     data: L.LightningDataModule
     trainer: dict[str, Any]
     """Arguments for ``lightning.Trainer``."""
@@ -178,7 +178,7 @@ def _parser() -> ArgumentParser:
         "--threads", type=PositiveInt | None, default=None, help="CPU threads; null: all cores"
     )
     parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
-    parser.add_subclass_arguments(Classification, "model", required=True)
+    parser.add_subclass_arguments(Task, "model", required=True)
     parser.add_class_arguments(L.Trainer, "trainer", skip=OURS, instantiate=False)
     parser.add_class_arguments(Best, "best", instantiate=False)
     return parser

@@ -22,11 +22,12 @@ from ..report import ReportData, Row, SampleTrace, choose_samples, write_report
 from ..synapses import LayerDelays, delay_statistics
 from ..types import Batch
 from .callbacks import Reseed
-from .classification import Classification, Output
+from .classification import Classification
 from .folder import RunFolder
 from .judgement import judge
 from .operations import Operations, count_operations
 from .recipe import Built, Recipe
+from .task import Output
 
 SAMPLES, WRONG, MEMBRANES = 6, 2, 4
 """Samples a report shows, how many of them misclassified, and membranes a layer."""

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from spiketide.errors import RunError
 from spiketide.training.callbacks import Bar, Keep, Reseed, derive
-from spiketide.training.classification import Classification, Output
+from spiketide.training.classification import Classification
 from spiketide.training.folder import AtomicCheckpointIO, RunFolder
 from spiketide.training.recipe import Best, Recipe
 from spiketide.training.run import train
+from spiketide.training.task import Output
 
 
 def test_derived_seeds_do_not_collide() -> None:

@@ -1,0 +1,171 @@
+"""Supervised labelling of sequences: one label for every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import DataError, ParameterError, ShapeError
+from ..layer import Layer
+from ..types import UNLABELLED
+from .task import Output, Task
+
+
+class Labelling(Task):
+    """A spiking network that is trained to name the class of every step, as it goes.
+
+    ::
+
+        scores[t] = network(encoder(x))[t]
+        loss = cross-entropy of softmax(scores[t]), mean over the counted steps, + sum of the regularisers
+
+    Counted are the valid steps of each sequence from ``skip`` on that have a label. A sequence none of whose steps counts
+    trains nothing. The prediction at ``t`` is the highest score at ``t``: nothing later is looked at, so the network can label a
+    stream.
+
+    Logged: ``accuracy`` over all valid steps, the first ``skip`` included; with ``unlabelled``, ``accuracy`` is the published
+    score, in which a step without a label is taken for that class, and ``accuracy_labelled`` has the labelled steps alone.
+
+    Example:
+        >>> import torch
+        >>> from spiketide import ALIF, Batch, Dense, LeakyIntegrator, Recurrent
+        >>> from spiketide.training import Labelling
+        >>> model = Labelling(
+        ...     network=[Dense(4, 36), Recurrent(ALIF(36), Dense(36, 36)), Dense(36, 6), LeakyIntegrator(6, tau_mem=20.0)],
+        ...     skip=10,
+        ... )
+        >>> model(Batch(torch.rand(50, 3, 4), torch.zeros(50, 3, dtype=torch.int64))).scores.shape
+        torch.Size([50, 3, 6])
+
+    Args:
+        network: A layer, or a list of modules, which become a :class:`spiketide.compose.Sequential`; its last layer has one
+            output a class.
+        skip: First steps that are not trained on, while the membranes settle.
+        unlabelled: The class that a step without a label counts as, in training and in ``accuracy``; ``None``: such steps
+            count nowhere.
+        label_smoothing: Share of the target spread evenly over the classes, in [0, 1).
+        class_weights: Weight of each class in the loss; ``None``: all 1.
+        **training: Encoder, regularisers and optimiser: see :class:`.task.Task`.
+
+    Raises:
+        ParameterError: a number out of range.
+        ShapeError: labels that do not fit the steps.
+        DataError: a label outside the classes.
+        NonFiniteError: NaN or Inf in a batch.
+
+    Reference:
+        Yin et al. 2021, ECG: ``skip=10``, ``unlabelled=0`` (the P wave). Differs: the loss is the mean over the steps, theirs the
+        sum; a factor that Adam does not see.
+    """
+
+    def __init__(
+        self,
+        network: Layer | list[nn.Module],
+        *,
+        skip: int = 0,
+        unlabelled: int | None = None,
+        label_smoothing: float = 0.0,
+        class_weights: list[float] | None = None,
+        **training: Any,
+    ):
+        super().__init__(network, **training)
+        if skip < 0:
+            raise ParameterError(f"Labelling expected skip of 0 or more steps, got {skip!r}.")
+        if unlabelled is not None and unlabelled < 0:
+            raise ParameterError(
+                f"Labelling expected unlabelled as a class from 0, or None, got {unlabelled!r}."
+            )
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ParameterError(f"Labelling expected label_smoothing in [0, 1), got {label_smoothing!r}.")
+        if class_weights is not None and not all(weight >= 0 for weight in class_weights):
+            raise ParameterError(f"Labelling expected class_weights of 0 or more, got {class_weights!r}.")
+        self.skip = int(skip)
+        self.unlabelled = unlabelled
+        self.label_smoothing = float(label_smoothing)
+        self.class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
+        self._first = 0  # step of the sequence at which the window that is trained on begins
+
+    def scores(self, y: Tensor, lengths: Tensor | None) -> Tensor:
+        """The network's output itself, ``(T, B, C)``."""
+        return y
+
+    def targets(self, y: Tensor, scores: Tensor) -> Tensor:
+        """Labels ``(T, B)`` as they count, checked against the scores ``(T, B, C)``."""
+        if y.shape != scores.shape[:2] or y.dtype != torch.int64:
+            raise ShapeError(
+                f"Labelling expected one int64 label a step, {tuple(scores.shape[:2])}, got {tuple(y.shape)} {y.dtype}: a layer "
+                "with a tail makes sequences longer and cannot label steps; whole sequences with one label each are trained "
+                "with Classification."
+            )
+        classes = scores.shape[2]
+        if self.unlabelled is not None and self.unlabelled >= classes:
+            raise ParameterError(
+                f"Labelling expected unlabelled below {classes}, the outputs of the network, got {self.unlabelled}."
+            )
+        if y.numel() and not (int(y.min()) >= UNLABELLED and int(y.max()) < classes):
+            raise DataError(
+                f"Labelling expected labels from 0 to {classes - 1}, or {UNLABELLED} for none, got {int(y.min())} to "
+                f"{int(y.max())}: does the last layer have one output per class?"
+            )
+        return y if self.unlabelled is None else torch.where(y == UNLABELLED, self.unlabelled, y)
+
+    def objective(self, output: Output, y: Tensor) -> Tensor:
+        """The loss that is minimised."""
+        target = self.targets(y, output.scores)
+        steps = torch.arange(self._first, self._first + len(target), device=target.device).unsqueeze(1)
+        counts = steps >= self.skip
+        if output.lengths is not None:
+            counts = counts & (steps - self._first < output.lengths.to(target.device))
+        loss = self.criterion(output.scores, torch.where(counts, target, UNLABELLED))
+        for penalty in self.regularisers:
+            loss = loss + penalty(output.spikes, output.given)
+        return loss
+
+    def criterion(self, scores: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy over the steps with a label; 0 if there is none."""
+        if not bool((y != UNLABELLED).any()):
+            return scores.sum() * 0.0
+        weight = None if self.class_weights is None else scores.new_tensor(self.class_weights)
+        if weight is not None and len(weight) != scores.shape[2]:
+            raise ParameterError(f"Labelling expected {scores.shape[2]} class_weights, got {len(weight)}.")
+        return functional.cross_entropy(
+            scores.flatten(0, 1),
+            y.flatten(),
+            weight=weight,
+            ignore_index=UNLABELLED,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def measures(self, output: Output, y: Tensor) -> dict[str, tuple[Tensor, int]]:
+        """``accuracy``, and with ``unlabelled`` also ``accuracy_labelled``."""
+        predicted = output.scores.argmax(-1)
+        valid = torch.ones_like(y, dtype=torch.bool)
+        if output.lengths is not None:
+            steps = torch.arange(len(y), device=y.device).unsqueeze(1)
+            valid = steps < output.lengths.to(y.device)
+        labelled = _share((predicted == y), valid & (y != UNLABELLED))
+        if self.unlabelled is None:
+            return {"accuracy": labelled}
+        return {
+            "accuracy": _share(predicted == self.targets(y, output.scores), valid),
+            "accuracy_labelled": labelled,
+        }
+
+    def labels_of(self, y: Tensor, start: int, stop: int) -> Tensor:
+        """The labels of the steps of a window."""
+        self._first = start
+        return y[start:stop]
+
+    def _truncated(self, batch: Any, window: int) -> Tensor:
+        try:
+            return super()._truncated(batch, window)
+        finally:
+            self._first = 0
+
+
+def _share(right: Tensor, counted: Tensor) -> tuple[Tensor, int]:
+    count = int(counted.sum())
+    return (right & counted).sum() / max(1, count), count

@@ -1,0 +1,351 @@
+"""What every supervised task shares: encoder, network, regularisers, and how they are optimised."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from ..compose import Sequential
+from ..encoders import Encoder
+from ..errors import NonFiniteError, ParameterError, ShapeError, unknown
+from ..layer import Layer
+from ..losses import Regulariser
+from ..probe import mean_rates, record
+from ..synapses.delay import DelayAnneal, clamp_delays
+from ..types import Batch, State, detach
+from .groups import parameter_groups
+from .schedule import SCHEDULES, Schedule
+
+OPTIMIZERS = ("adam", "adamw", "adamax", "sgd")
+
+
+class Output(NamedTuple):
+    """What one forward gives: read-out ``scores`` (B, C), the network's ``y`` (T, B, C), spikes of each layer by name."""
+
+    scores: Tensor
+    y: Tensor
+    spikes: dict[str, Tensor]
+    lengths: Tensor | None  # of y
+    given: Tensor | None = None  # of the input: valid for every layer, also in front of a tail
+
+    def lengths_of(self, spikes: Tensor) -> Tensor | None:
+        """Valid steps of a layer (T_l, B, *N): all samples miss the same tails that come behind it."""
+        return None if self.lengths is None else self.lengths - (self.y.shape[0] - spikes.shape[0])
+
+
+class Task(L.LightningModule, ABC):
+    """A spiking network that is trained, whatever for: :class:`.Classification` of sequences or :class:`.Labelling` of steps.
+
+    ::
+
+        output = scores of network(encoder(x))        loss = objective(output, y) + sum of the regularisers
+
+    Logged for ``train``, ``val`` and ``test``: ``loss``, what :meth:`measures` gives (``accuracy`` first), ``rate`` (spikes
+    per neuron and step, mean over all spiking neurons) and ``rate/<layer>``.
+
+    Args:
+        network: A layer, or a list of modules, which become a :class:`spiketide.compose.Sequential`.
+        encoder: Gives static data its time axis; ``None`` for data that has one.
+        regularisers: Penalties on the spikes, added to the loss.
+        optimizer: ``"adam"``, ``"adamw"``, ``"adamax"`` or ``"sgd"``.
+        lr: Learning rate of the weights.
+        lr_time_constants: Factor on ``lr`` for time constants.
+        lr_thresholds: Factor on ``lr`` for thresholds.
+        lr_delays: Factor on ``lr`` for delays.
+        betas: Decay of the running means of gradient and squared gradient; ``sgd`` takes the first as its momentum.
+        weight_decay: Of weights with two or more axes; nothing else decays.
+        schedule: ``"constant"``; ``"cosine"`` to zero at the end; ``"onecycle"`` up for 30 % of the steps and down to the
+            end; ``"step"``, times ``step_factor`` every ``step_every`` epochs.
+        schedule_delays: That of the delays; ``None``: the same.
+        cycle_momentum: With ``"onecycle"``, the first of ``betas`` falls from 0.95 to 0.85 while the rate rises, and comes
+            back (torch's default, used by the learned-delay paper); not for groups on another schedule.
+        delay_anneal: Narrows the widths of learnt delays epoch by epoch; ``None``: they stay.
+        step_every: Epochs.
+        step_factor: Factor on the learning rate.
+        clip: Clip the gradient by ``"norm"`` over all parameters or by ``"value"`` of each entry, or not.
+        clip_at: The largest norm or value.
+        truncate: Truncated back-propagation through time: the sequence is run in windows of so many steps, with an
+            optimiser step after each; the state goes on into the next window, its gradient does not. ``None``: full
+            back-propagation.
+
+    Raises:
+        ParameterError: an unknown name or a number out of range.
+        NonFiniteError: NaN or Inf in a batch.
+        ShapeError: a batch that is no :class:`spiketide.Batch`.
+
+    Reference:
+        Truncation with an optimiser step a window: Yin et al. 2021, PS-MNIST (100 steps). One-cycle and cosine schedules as in
+        ``torch.optim.lr_scheduler``, counted in optimiser steps, with ``truncate`` in batches: :class:`.schedule.Schedule`.
+    """
+
+    def __init__(
+        self,
+        network: Layer | list[nn.Module],
+        *,
+        encoder: Encoder | None = None,
+        regularisers: list[Regulariser] | None = None,
+        optimizer: Literal["adam", "adamw", "adamax", "sgd"] = "adamw",
+        lr: float = 1e-3,
+        lr_time_constants: float = 1.0,
+        lr_thresholds: float = 1.0,
+        lr_delays: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        schedule: Literal["constant", "cosine", "onecycle", "step"] = "constant",
+        schedule_delays: Literal["constant", "cosine", "onecycle", "step"] | None = None,
+        cycle_momentum: bool = False,
+        delay_anneal: DelayAnneal | None = None,
+        step_every: int = 20,
+        step_factor: float = 0.5,
+        clip: Literal["norm", "value"] | None = None,
+        clip_at: float = 1.0,
+        truncate: int | None = None,
+    ):
+        super().__init__()
+        word = type(self).__name__
+        for what, given, known in (
+            ("optimizer", optimizer, OPTIMIZERS),
+            ("schedule", schedule, SCHEDULES),
+            ("schedule of the delays", schedule_delays, (*SCHEDULES, None)),
+            ("clip", clip, ("norm", "value", None)),
+        ):
+            if given not in known:
+                raise ParameterError(f"{word}: " + unknown(what, given, known))
+        for name, number in (
+            ("lr", lr),
+            ("clip_at", clip_at),
+            ("step_factor", step_factor),
+            ("step_every", step_every),
+        ):
+            if not number > 0:
+                raise ParameterError(f"{word} expected {name} above 0, got {number!r}.")
+        if truncate is not None and (
+            isinstance(truncate, bool) or not isinstance(truncate, int) or truncate < 1
+        ):
+            raise ParameterError(f"{word} expected truncate of 1 or more steps, or None, got {truncate!r}.")
+        self.network = Sequential(*network) if isinstance(network, list) else network
+        self.encoder = encoder
+        self.regularisers = nn.ModuleList(regularisers or [])
+        self.optimizer = optimizer
+        self.lr = float(lr)
+        self.lr_factors = {
+            "time_constants": lr_time_constants,
+            "thresholds": lr_thresholds,
+            "delays": lr_delays,
+        }
+        self.betas = (float(betas[0]), float(betas[1]))
+        self.weight_decay = float(weight_decay)
+        self.schedule = schedule
+        self.schedule_delays = schedule if schedule_delays is None else schedule_delays
+        self.cycle_momentum = bool(cycle_momentum)
+        self.delay_anneal = delay_anneal
+        self.step_every, self.step_factor = int(step_every), float(step_factor)
+        self.clip, self.clip_at = clip, float(clip_at)
+        self.truncate = truncate
+        if truncate is not None:
+            self.automatic_optimization = False  # several optimiser steps a batch
+            streams = [m for m in self.network.modules() if "streaming" in getattr(m, "exempt", {})]
+            streams += [m for m in self.network.modules() if getattr(m, "tail", 0)]
+            if streams:
+                raise ParameterError(
+                    f"{word}: truncate needs a network that carries its state from window to window; "
+                    f"{type(streams[0]).__name__} does not. Use truncate=None."
+                )
+
+    def forward(self, batch: Batch, *, encoded: bool = False) -> Output:
+        """Scores of a batch, and what the network did on the way; ``encoded`` says that ``x`` went through the encoder."""
+        y, spikes, _ = self.run(self.encode(batch, encoded=encoded), None, batch.lengths)
+        lengths = self.network.lengths_after(batch.lengths)
+        return Output(self.scores(y, lengths), y, spikes, lengths, batch.lengths)
+
+    def encode(self, batch: Batch, *, encoded: bool = False) -> Tensor:
+        """The input of the network, ``(T, B, *N)``."""
+        if not isinstance(batch, Batch):
+            raise ShapeError(
+                f"{type(self).__name__} expected batches Batch(x, y, lengths), time first, got {type(batch).__name__}: use a "
+                "data module of spiketide.data (ArrayData takes arrays of your own), or a collate_fn that makes a Batch."
+            )
+        # One NaN would turn every weight into NaN without a word. Encoders check what they take themselves.
+        if self.encoder is None and not bool(torch.isfinite(batch.x).all()):
+            bad = int((~torch.isfinite(batch.x)).sum())
+            raise NonFiniteError(
+                f"a batch holds {bad} NaN or Inf among {batch.x.numel()} values{_where(batch.x)}: clean the data first."
+            )
+        return batch.x if self.encoder is None or encoded else self.encoder(batch.x)
+
+    def run(
+        self, x: Tensor, state: State | None, lengths: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor], State]:
+        """The network on encoded input: its output, the spikes of its layers, its state after the last step."""
+        with record(self.network) as records:
+            y, end = self.network(x, state, lengths=lengths)
+        return y, records.spikes(), end
+
+    @abstractmethod
+    def scores(self, y: Tensor, lengths: Tensor | None) -> Tensor:
+        """What is compared with the labels, from the network's output ``(T, B, C)``."""
+
+    @abstractmethod
+    def criterion(self, scores: Tensor, y: Tensor) -> Tensor:
+        """The loss of the scores alone."""
+
+    @abstractmethod
+    def measures(self, output: Output, y: Tensor) -> dict[str, tuple[Tensor, int]]:
+        """Word -> value and how many decisions it is the mean of: what is logged beside the loss."""
+
+    def objective(self, output: Output, y: Tensor) -> Tensor:
+        """The loss that is minimised."""
+        loss = self.criterion(output.scores, y)
+        for penalty in self.regularisers:
+            loss = loss + penalty(output.spikes, output.given)
+        return loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        return self._step(batch, "train") if self.truncate is None else self._truncated(batch, self.truncate)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        return self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Any:
+        """The :class:`Output` of one batch, for whoever collects it."""
+        output = self(batch)
+        self._log(output, batch.y, self.objective(output, batch.y), "test")
+        return output
+
+    def _step(self, batch: Batch, stage: str) -> Tensor:
+        output = self(batch)
+        loss = self.objective(output, batch.y)
+        self._log(output, batch.y, loss.detach(), stage)
+        return loss
+
+    def _truncated(self, batch: Batch, window: int) -> Tensor:
+        """One optimiser step a window; the loss of all of them, averaged."""
+        x, lengths = self.encode(batch), batch.lengths
+        optimizer: Any = self.optimizers()
+        state: State | None = None
+        seen: list[Tensor] = []  # outputs of the windows before, without their graphs
+        fired: dict[str, list[Tensor]] = {}
+        losses = []
+        for start in range(0, x.shape[0], window):
+            here = None if lengths is None else (lengths - start).clamp(0, window)
+            y, spikes, end = self.run(x[start : start + window], state, here)
+            state = detach(end)
+            past = None if lengths is None else lengths.clamp(max=start + window)
+            output = self.windowed(seen, y, spikes, here, past)
+            loss = self.objective(output, self.labels_of(batch.y, start, start + window))
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            if self.clip is not None:
+                self.clip_gradients(
+                    optimizer, gradient_clip_val=self.clip_at, gradient_clip_algorithm=self.clip
+                )
+            optimizer.step()
+            clamp_delays(self.network)
+            seen.append(y.detach())
+            for name, s in spikes.items():
+                fired.setdefault(name, []).append(s.detach())
+            losses.append(loss.detach())
+        schedule: Any = self.lr_schedulers()
+        if schedule is not None:
+            schedule.step()
+        y = torch.cat(seen)
+        whole = {name: torch.cat(parts) for name, parts in fired.items()}
+        with torch.no_grad():
+            output = Output(self.scores(y, lengths), y, whole, lengths, lengths)
+        loss = torch.stack(losses).mean()
+        self._log(output, batch.y, loss, "train")
+        return loss
+
+    def windowed(
+        self,
+        seen: list[Tensor],
+        y: Tensor,
+        spikes: dict[str, Tensor],
+        here: Tensor | None,
+        past: Tensor | None,
+    ) -> Output:
+        """What is judged after a window: its own steps, unless the task looks back (``past``: valid steps up to its end)."""
+        return Output(self.scores(y, here), y, spikes, here, here)
+
+    def labels_of(self, y: Tensor, start: int, stop: int) -> Tensor:
+        """The labels that a window is judged by."""
+        return y
+
+    def _log(self, output: Output, y: Tensor, loss: Tensor, stage: str) -> None:
+        with torch.no_grad():
+            measured = self.measures(output, y)
+            lengths = {name: output.lengths_of(spikes) for name, spikes in output.spikes.items()}
+            rates, rate = mean_rates(output.spikes, lengths)
+        samples = output.y.shape[1]
+        named = {f"{stage}/loss": loss, f"{stage}/rate": rate.to(loss.device)}
+        named |= {f"{stage}/rate/{name}": value for name, value in rates.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=samples, sync_dist=True)
+        for name, (value, count) in measured.items():
+            if count:
+                self.log(
+                    f"{stage}/{name}", value, on_step=False, on_epoch=True, batch_size=count, sync_dist=True
+                )
+        if stage == "train":
+            first = next(iter(measured.values()))[0]
+            shown = {"loss": loss, "acc": first, "rate": rate}
+            self.log_dict(
+                shown, on_step=True, on_epoch=False, prog_bar=True, logger=False, batch_size=samples
+            )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimiser with a group a role, and the schedule counted in steps."""
+        groups = parameter_groups(
+            self, lr=self.lr, weight_decay=self.weight_decay, multipliers=self.lr_factors
+        )
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, momentum=self.betas[0])
+        elif self.optimizer == "adam":
+            optimizer = torch.optim.Adam(groups, betas=self.betas)
+        elif self.optimizer == "adamax":
+            optimizer = torch.optim.Adamax(groups, betas=self.betas)
+        else:
+            optimizer = torch.optim.AdamW(groups, betas=self.betas)
+        kinds = [self.schedule_delays if group["name"] == "delays" else self.schedule for group in groups]
+        if set(kinds) == {"constant"}:
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        epoch = max(1, total // max(1, self.trainer.max_epochs or 1))
+        scheduler = Schedule(
+            optimizer,
+            kinds,
+            total,
+            step_every=self.step_every * epoch,
+            step_factor=self.step_factor,
+            cycle_momentum=self.cycle_momentum,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        """Narrow the delays' widths, as far as this epoch says."""
+        if self.delay_anneal is not None:
+            self.delay_anneal(self.network, self.current_epoch, self.trainer.max_epochs or 1)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Put delays back that the step moved out of their range."""
+        clamp_delays(self.network)
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip as this module was told."""
+        if self.clip is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.clip_at, gradient_clip_algorithm=self.clip)
+
+
+def _where(x: Tensor) -> str:
+    """Which sample of a batch, and which step, holds the first NaN or Inf."""
+    if x.dim() < 3:
+        return f", the first in sample {int((~torch.isfinite(x)).nonzero()[0][0])}"
+    step, sample = ((~torch.isfinite(x)).flatten(2).any(2)).nonzero()[0].tolist()
+    return f", the first in sample {sample} at step {step}"
