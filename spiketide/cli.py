@@ -1,4 +1,4 @@
-"""The command line: ``spiketide train | test | reproduce | list | diagnose | report | demo | encode``.
+"""The command line: ``spiketide train | test | reproduce | list | diagnose | report | energy | stream | demo | encode``.
 
 Only ``argparse`` is imported for ``--help``, ``--version`` and ``list``; Lightning and jsonargparse come with the verb that
 needs them. Whatever is not an option of a verb, ``--model.lr 0.01`` for example, is an argument of the recipe.
@@ -295,6 +295,39 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
     return {"report": str(path)}
 
 
+def _stream(options: argparse.Namespace) -> dict[str, Any]:
+    from .training.folder import RunFolder
+    from .training.stream import opened, stream_lines
+
+    folder = RunFolder.open(_run_path(options.run_name, options))
+    with opened(options.input) as lines:
+        return stream_lines(
+            folder,
+            lines,
+            say=_say,
+            chunk=options.chunk,
+            threshold=options.level_crossing,
+            mode=options.mode,
+            segmented=options.segments,
+        )
+
+
+def _energy(options: argparse.Namespace) -> dict[str, Any]:
+    from .energy import table
+    from .training.energy import energy_of_run
+    from .training.folder import RunFolder
+
+    other = options.against
+    found = energy_of_run(
+        RunFolder.open(_run_path(options.run_name, options)),
+        model=options.costs,
+        against=None if other is None else RunFolder.open(_run_path(other, options)),
+        on=options.on,
+    )
+    _say(table(found))
+    return found
+
+
 # ------------------------------------------------------------------------------------------------- words in, words out
 
 
@@ -359,6 +392,68 @@ def _parser() -> argparse.ArgumentParser:
     )
     made = verb("report", _report, "write the report of a tested run again", arguments=False)
     made.add_argument("run_name", metavar="RUN", help=run_help)
+    made = verb(
+        "energy",
+        _energy,
+        "estimate the energy of a run from its operations, beside classical networks",
+        arguments=False,
+    )
+    made.add_argument("run_name", metavar="RUN", help=run_help)
+    made.add_argument(
+        "--costs",
+        default="horowitz-fp32",
+        metavar="NAME",
+        help="prices: horowitz-fp32 (default), horowitz-int32, lemaire (memory and addressing too)",
+    )
+    made.add_argument(
+        "--against",
+        metavar="RUN2",
+        help="compare with this run (default: an LSTM, a GRU and an RNN of equal size, by formula)",
+    )
+    made.add_argument(
+        "--on",
+        default="validation",
+        choices=("validation", "test"),
+        help="data to measure on; test only for a run that was tested (default: validation)",
+    )
+    made = verb(
+        "stream",
+        _stream,
+        "label steps as they come, from a file or a pipe, with the best checkpoint of a run",
+        arguments=False,
+    )
+    made.add_argument("run_name", metavar="RUN", help=run_help)
+    made.add_argument(
+        "input",
+        nargs="?",
+        default="-",
+        metavar="FILE",
+        help="rows of numbers as text, one a step (default: stdin)",
+    )
+    made.add_argument(
+        "--segments",
+        action="store_true",
+        help="print a line when a run of one label has ended, not one a step",
+    )
+    made.add_argument(
+        "--level-crossing",
+        type=float,
+        metavar="L",
+        help="the rows are samples of a signal: turn them into events at this threshold first",
+    )
+    made.add_argument(
+        "--mode",
+        choices=("difference", "send_on_delta"),
+        default="difference",
+        help="kind of level crossing (default: difference)",
+    )
+    made.add_argument(
+        "--chunk",
+        type=int,
+        default=1,
+        metavar="N",
+        help="rows collected before they are labelled (default: 1)",
+    )
     made = verb("encode", _encode, "turn a folder of audio files into one file of spikes", arguments=False)
     made.add_argument("folder", metavar="FOLDER", help="audio files, in a sub-folder for each label")
     made.add_argument("--out", required=True, metavar="FILE", help="the HDF5 file to write")

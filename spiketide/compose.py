@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .errors import ParameterError, ShapeError
+from .errors import NonFiniteError, ParameterError, ShapeError
 from .layer import Layer
 from .neurons.base import Neuron
 from .shapes import check_input, check_lengths, check_state, silence_padding, time_mask
@@ -137,8 +137,11 @@ class Sequential(Layer):
                 f"Sequential expected the states of {len(self)} layers, got {got}; pass None to begin."
             )
         new = []
-        for layer, begin in zip(self, state, strict=True):
-            x, end = layer(x, begin, lengths=lengths)
+        for number, (layer, begin) in enumerate(zip(self, state, strict=True)):
+            try:
+                x, end = layer(x, begin, lengths=lengths)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"layer {number}: {error}") from error
             lengths = layer.lengths_after(lengths)
             new.append(end)
         return x, tuple(new)

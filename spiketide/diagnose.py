@@ -24,7 +24,7 @@ from .losses import CrossEntropy
 from .neurons.base import Neuron
 from .plain import plain
 from .probe import SATURATED_RATE, Records, activity, record
-from .readouts import MeanMembrane, Readout
+from .readouts import MeanMembrane
 from .types import Batch
 
 SILENT_SHARE = 0.5
@@ -127,7 +127,7 @@ def diagnose(
     batch: Batch,
     *,
     encoder: nn.Module | None = None,
-    readout: Readout | None = None,
+    readout: Callable[[Tensor, Tensor | None], Tensor] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Diagnosis:
     """Run one forward and backward and say what is wrong.
@@ -152,7 +152,7 @@ def diagnose(
             read-out.
         batch: A batch as the data modules give it.
         encoder: Makes the time axis of static data.
-        readout: From ``(T, B, C)`` to scores; default :class:`spiketide.readouts.MeanMembrane`.
+        readout: From ``(T, B, C)`` and lengths to what the loss takes; default :class:`spiketide.readouts.MeanMembrane`.
         loss: ``loss(scores, y)``; default :class:`spiketide.losses.CrossEntropy`.
 
     Raises:
@@ -179,6 +179,8 @@ def diagnose(
             try:
                 out = model(x, lengths=batch.lengths) if isinstance(model, Layer) else model(x)
             except NonFiniteError as error:
+                while isinstance(error.__cause__, NonFiniteError):
+                    error = error.__cause__  # what the layer itself said: its name is found out below
                 stopped = str(error)
             else:
                 y = out[0] if isinstance(out, tuple) else out

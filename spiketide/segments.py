@@ -40,20 +40,31 @@ class Onsets(NamedTuple):
         return self.found / predicted if predicted else float("nan")
 
 
-def onsets(labels: ArrayLike) -> NDArray[np.int64]:
-    """Steps at which a run of a class begins, the first step included; runs without a label begin nothing.
+def onsets(labels: ArrayLike, within: ArrayLike | None = None) -> NDArray[np.int64]:
+    """Steps at which another class begins: where a labelled step follows a labelled step of another class.
+
+    The first step of a sequence begins nothing, nor does the first after a stretch without labels: where its segment began is not
+    known.
 
     Example:
         >>> from spiketide.segments import onsets
         >>> onsets([0, 0, 1, 1, -1, 1, 2]).tolist()
-        [0, 2, 5, 6]
+        [2, 6]
 
     Shapes:
         ``labels (T,)`` -> ``(K,)`` ascending.
+
+    Args:
+        labels: class numbers, -1 where a step has none.
+        within: labels of the truth when ``labels`` are predictions: only steps that are labelled there, as their predecessor is,
+            are looked at.
     """
     array = _row("onsets", labels)
-    begins = np.flatnonzero(np.diff(array, prepend=UNLABELLED - 1) != 0)
-    return begins[array[begins] != UNLABELLED].astype(np.int64)
+    known = array if within is None else _row("onsets", within)
+    if known.shape != array.shape:
+        raise ShapeError(f"onsets expected rows of one length, got {len(array)} and {len(known)} steps.")
+    there = (known != UNLABELLED) & (array != UNLABELLED)
+    return 1 + np.flatnonzero((np.diff(array) != 0) & there[1:] & there[:-1])
 
 
 def match_onsets(
@@ -62,12 +73,12 @@ def match_onsets(
     """Compare the onsets of every class, sequence by sequence.
 
     A true onset is found if a predicted onset of the same class lies at most ``tolerance`` steps away. Each predicted onset
-    serves one true onset: the pairs are made in the order of time, the earliest predicted onset in reach first, which on a line
-    finds as many pairs as there can be. A run that begins in the first step has its onset there, in truth and prediction alike.
+    serves one true onset: the pairs are made in the order of time, which on a line finds as many pairs as there can be. Predicted
+    onsets in stretches without labels count nowhere.
 
     Example:
         >>> from spiketide.segments import match_onsets
-        >>> rows = match_onsets([[0, 0, 0, 1, 1, 0]], [[0, 0, 1, 1, 0, 1]], 2, tolerance=1)
+        >>> rows = match_onsets([[1, 0, 0, 1, 1, 0]], [[1, 0, 1, 1, 0, 1]], 2, tolerance=1)
         >>> [(row.true, row.found, row.false) for row in rows]
         [(2, 2, 0), (1, 1, 1)]
 
@@ -86,7 +97,7 @@ def match_onsets(
 
     Reference:
         Yin et al. 2020 report onsets within 150 ms (37.5 steps) on QTDB. Differs: their count of hits lets one prediction serve
-        several true onsets and pads the lists of the other waves with zeros.
+        several true onsets, pads the lists of the other waves with zeros, and takes steps without a label for P waves.
     """
     if tolerance < 0:
         raise ParameterError(f"match_onsets expected a tolerance of 0 or more steps, got {tolerance!r}.")
@@ -97,11 +108,7 @@ def match_onsets(
     counts = np.zeros((classes, 3), dtype=np.int64)
     for given, said in zip(truth, predicted, strict=True):
         a, b = _row("match_onsets", given), _row("match_onsets", said)
-        if a.shape != b.shape:
-            raise ShapeError(
-                f"match_onsets expected rows of one length, got {len(a)} true and {len(b)} predicted steps."
-            )
-        begins, claims = onsets(a), onsets(b)
+        begins, claims = onsets(a), onsets(b, within=a)
         for label in range(classes):
             mine, theirs = begins[a[begins] == label], claims[b[claims] == label]
             hits = _pairs(mine, theirs, tolerance)

@@ -145,9 +145,11 @@ def _matrices(path: Any) -> dict[str, np.ndarray]:
 
     try:
         found: dict[str, np.ndarray] = loadmat(path, variable_names=["x", "y"])
-    except OSError as problem:
-        raise DataError(f"{path} cannot be read: {problem}.") from problem
-    except Exception as problem:  # scipy raises many kinds on bytes that are no MATLAB file
+    except (
+        Exception
+    ) as problem:  # scipy raises many kinds on bytes that are no MATLAB file, OSError among them
+        if isinstance(problem, OSError) and problem.errno is not None:
+            raise DataError(f"{path} cannot be read: {problem}.") from problem
         raise DataError(
             f"{path} is broken or no MATLAB file ({problem}): remove it to download it anew."
         ) from problem

@@ -1,4 +1,4 @@
-"""Encoders: from values to spikes (or currents) over time, ``encoder(x) -> (T, B, *N)``, and from sound to spikes."""
+"""Encoders: from values to spikes (or currents) over time, ``encoder(x) -> (T, B, *N)``; from sound and signals to spikes."""
 
 from .base import Encoder as Encoder
 from .cochlea import BandLevels as BandLevels
@@ -7,5 +7,9 @@ from .cochlea import Events as Events
 from .cochlea import resample as resample
 from .direct import Direct as Direct
 from .latency import Latency as Latency
+from .level_crossing import CodeReport as CodeReport
+from .level_crossing import LevelCrossing as LevelCrossing
 from .poisson import Poisson as Poisson
 from .population import Population as Population
+from .ternary import Ternary as Ternary
+from .window import Window as Window

@@ -37,7 +37,7 @@ class Encoder(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """The sequence ``(T, B, *N)``."""
         self._check_axes(x)
-        check_values(type(self).__name__, x)
+        self._check_values(x)
         return self.encode(x)
 
     @abstractmethod
@@ -51,6 +51,10 @@ class Encoder(nn.Module, ABC):
                 f"{type(self).__name__} expected values (B, *N), got {tuple(x.shape)}: "
                 "for one sample add the batch axis, x.unsqueeze(0)."
             )
+
+    def _check_values(self, x: Tensor) -> None:
+        """Finite floating values in [0, 1], unless an encoder takes others."""
+        check_values(type(self).__name__, x)
 
     def extra_repr(self) -> str:
         """The arguments, for ``print(module)``."""

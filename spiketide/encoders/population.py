@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ParameterError, ShapeError
+from ..surrogate import Gaussian, Surrogate, spike
 from .base import Encoder
+from .threshold import Threshold
 
 
 class Population(Encoder):
@@ -40,17 +42,22 @@ class Population(Encoder):
         steps: ``None`` for data that has a time axis, the time steps for data that has none.
         density: Normalise the area instead of the peak.
         threshold: Give spikes where the response exceeds it, above 0 and below the peak; ``None`` for graded
-            responses.
+            responses, or for 0.2 with ``learn_threshold``.
+        learn_threshold: Learn it, one for all cells and values, through the surrogate's derivative; it stays
+            between 0 and the peak. Then a gradient goes back to ``x`` too.
+        surrogate: Used with ``learn_threshold``; ``None``: ``Gaussian()``.
 
     Raises:
-        ParameterError: fewer than 3 cells, ``steps`` below 1, a threshold that no or every response exceeds.
+        ParameterError: fewer than 3 cells, ``steps`` below 1, a threshold that no or every response exceeds, a
+            surrogate without ``learn_threshold``.
         ShapeError: not ``(T, B, N)`` (or ``(B, N)`` with ``steps``).
         DataError: an empty batch, NaN or Inf, values outside [0, 1].
 
     Reference:
-        Yin et al. 2020, S-MNIST (notes, section 3.2 a): 80 cells, densities, and a trainable threshold
-        beginning at 0.2 in the variant with spikes; here the threshold is fixed. The notes do not say where
-        their index begins; here the first cell is at 0 and the last at 1 + width.
+        Yin et al. 2020, S-MNIST (notes, section 3.2 a): 80 cells, densities, and in the variant with spikes a
+        trainable threshold that begins at 0.2 (``Population(80, density=True, learn_threshold=True)``), with their
+        Gaussian surrogate; here it is learnt within its range. The notes do not say where their index begins; here
+        the first cell is at 0 and the last at 1 + width.
     """
 
     centres: Tensor
@@ -62,6 +69,8 @@ class Population(Encoder):
         steps: int | None = None,
         density: bool = False,
         threshold: float | None = None,
+        learn_threshold: bool = False,
+        surrogate: Surrogate | None = None,
     ) -> None:
         super().__init__(1 if steps is None else steps)
         if cells < 3:
@@ -70,12 +79,18 @@ class Population(Encoder):
         self.cells, self.density = int(cells), density
         self.width = 1.0 / (cells - 2)
         self.peak = 1.0 / (self.width * math.sqrt(2.0 * math.pi)) if density else 1.0
-        if threshold is not None and not 0.0 < threshold < self.peak:
+        if surrogate is not None and not learn_threshold:
             raise ParameterError(
-                f"Population expected a threshold between 0 and the peak response {self.peak:.4g}, got "
-                f"{threshold!r}."
+                "Population expected learn_threshold=True with a surrogate: a fixed threshold passes no gradient."
             )
-        self.threshold = None if threshold is None else float(threshold)
+        if threshold is None and learn_threshold:
+            threshold = 0.2
+        self.surrogate = (surrogate or Gaussian()) if learn_threshold else None
+        self.threshold = (
+            None
+            if threshold is None
+            else Threshold("Population", threshold, learn=learn_threshold, high=self.peak)
+        )
         self.register_buffer("centres", torch.arange(cells) * self.width, persistent=False)
 
     def _check_axes(self, x: Tensor) -> None:
@@ -91,11 +106,13 @@ class Population(Encoder):
         centres = self.centres.to(x.dtype)
         response = self.peak * torch.exp(-0.5 * ((x.unsqueeze(-1) - centres) / self.width).square())
         if self.threshold is not None:
-            response = (response > self.threshold).to(x.dtype)
+            over = response - self.threshold(x.dtype)
+            response = (over > 0).to(x.dtype) if self.surrogate is None else spike(over, self.surrogate)
         response = response.flatten(-2)
         return response.unsqueeze(0).expand(self.steps, *response.shape) if self.static else response
 
     def extra_repr(self) -> str:
         """The arguments, for ``print(module)``."""
         steps = self.steps if self.static else None
-        return f"{self.cells}, steps={steps}, density={self.density}, threshold={self.threshold}"
+        graded = ", threshold=None" if self.threshold is None else ""  # else it shows itself
+        return f"{self.cells}, steps={steps}, density={self.density}{graded}"

@@ -66,8 +66,8 @@ class AdLIF(Neuron):
         coupling: sub-threshold coupling (the literature's a), in (-1, 1).
         jump: spike-triggered jump (the literature's b).
         learn: names to train: ``"tau_mem"``, ``"tau_adapt"``, ``"coupling"``, ``"jump"``, ``"threshold"``.
-        threshold, dt, discretisation, scale_input, surrogate, engine, checkpoint, output: as :class:`LIF`. The surrogate's default is the
-            multi-Gaussian.
+        threshold, dt, discretisation, scale_input, surrogate, engine, checkpoint, output: as :class:`LIF`. The surrogate's
+            default is the multi-Gaussian.
         reset: ``delayed`` (one step later), ``soft``, ``soft_detached``, ``hard``, ``hard_detached`` or ``none``.
 
     Raises:

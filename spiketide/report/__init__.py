@@ -4,7 +4,16 @@
 model or a trainer, and drawing libraries are imported only while a report is written.
 """
 
-from .data import ReportData, Row, SampleTrace, choose_samples
+from .data import Constants, ReportData, Row, SampleTrace, Strip, choose_samples
 from .html import render_report, write_report
 
-__all__ = ["ReportData", "Row", "SampleTrace", "choose_samples", "render_report", "write_report"]
+__all__ = [
+    "Constants",
+    "ReportData",
+    "Row",
+    "SampleTrace",
+    "Strip",
+    "choose_samples",
+    "render_report",
+    "write_report",
+]

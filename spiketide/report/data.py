@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ParameterError, ShapeError, unknown
+from ..segments import Onsets
 from ..synapses import LayerDelays
+from ..types import UNLABELLED
 
 Point: TypeAlias = tuple[int, float | None, float | None]
 """One epoch of one metric: (epoch, training value or None, validation value or None)."""
 
 SECTIONS = ("summary", "curves", "confusion", "samples", "firing", "diagnosis", "environment")
-"""The parts of every report, in their order: the keys of ``ReportData.missing``. One on delays comes in where there are any."""
+"""The parts of every report, in their order: the keys of ``ReportData.missing``. Those on labels over time, onsets, delays and
+trained constants come in where there are any."""
 
 
 class Row(NamedTuple):
@@ -45,26 +48,27 @@ class SampleTrace:
     Shapes:
         ``input`` ``(T, *N)`` spikes or graded values; ``hidden[layer]`` ``(T, *N)`` spikes;
         ``membrane[layer]`` ``(T, K)`` potentials of K neurons; ``threshold[layer]`` a number, ``(K,)`` or
-        ``(T, K)``; ``neurons[layer]`` K indices; ``scores`` ``(T, C)``. Feature axes are flattened. All
-        have T steps, of which the first ``lengths`` are valid.
+        ``(T, K)``; ``adaptation[layer]`` ``(T, K)``; ``neurons[layer]`` K indices; ``scores`` ``(T, C)``. Feature axes
+        are flattened. All have T steps, of which the first ``lengths`` are valid.
 
     Args:
-        label: the true class, an index.
-        prediction: the class the model gave, an index.
+        label: the true class, an index; None for a sequence that has no single label.
+        prediction: the class the model gave, an index; None likewise.
         input: what the network saw, or None when it was not recorded.
         hidden: spikes of the hidden layers by name.
         membrane: membrane potentials of a few neurons by layer name.
         scores: the read-out of every class over time, or None.
         lengths: valid steps of this sample; None means all. Steps past them are not drawn.
         threshold: firing thresholds belonging to ``membrane``, where there are any.
+        adaptation: the adaptation variable of the neurons in ``membrane``, drawn beneath each of them on an axis of its own.
         neurons: which neurons ``membrane`` shows: they are named, and their spikes marked.
 
     Raises:
         ShapeError: arrays that disagree about T or K, or have too few axes.
     """
 
-    label: int
-    prediction: int
+    label: int | None
+    prediction: int | None
     input: NDArray[Any] | None = None
     hidden: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     membrane: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -72,11 +76,12 @@ class SampleTrace:
     lengths: int | None = None
     threshold: Mapping[str, ArrayLike] = field(default_factory=dict)
     neurons: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    adaptation: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        put(self, "label", int(self.label))
-        put(self, "prediction", int(self.prediction))
+        put(self, "label", None if self.label is None else int(self.label))
+        put(self, "prediction", None if self.prediction is None else int(self.prediction))
         if self.input is not None:
             put(self, "input", _steps_by_features("input", self.input))
         put(self, "hidden", {str(k): _steps_by_features(f"hidden {k!r}", v) for k, v in self.hidden.items()})
@@ -84,6 +89,11 @@ class SampleTrace:
             self,
             "membrane",
             {str(k): _steps_by_features(f"membrane {k!r}", v) for k, v in self.membrane.items()},
+        )
+        put(
+            self,
+            "adaptation",
+            {str(k): _steps_by_features(f"adaptation {k!r}", v) for k, v in self.adaptation.items()},
         )
         if self.scores is not None:
             put(self, "scores", _steps_by_features("scores", self.scores))
@@ -101,6 +111,16 @@ class SampleTrace:
             )
         put(self, "lengths", lengths)
         self._check_thresholds(total)
+        for layer, values in self.adaptation.items():
+            if layer not in self.membrane:
+                raise ParameterError(
+                    "SampleTrace adaptation: " + unknown("membrane layer", layer, self.membrane)
+                )
+            if values.shape != self.membrane[layer].shape:
+                raise ShapeError(
+                    f"SampleTrace expected the adaptation of {layer!r} as {self.membrane[layer].shape}, like its membrane, "
+                    f"got {values.shape}: record the same neurons."
+                )
         for layer, indices in self.neurons.items():
             if layer not in self.membrane:
                 raise ParameterError(
@@ -118,6 +138,7 @@ class SampleTrace:
         named: list[tuple[str, NDArray[Any] | None]] = [("input", self.input), ("scores", self.scores)]
         named += [(f"hidden {k!r}", v) for k, v in self.hidden.items()]
         named += [(f"membrane {k!r}", v) for k, v in self.membrane.items()]
+        named += [(f"adaptation {k!r}", v) for k, v in self.adaptation.items()]
         return [(name, array) for name, array in named if array is not None]
 
     def _check_thresholds(self, total: int) -> None:
@@ -138,18 +159,22 @@ class SampleTrace:
         object.__setattr__(self, "threshold", full)
 
     @property
-    def correct(self) -> bool:
-        """Whether the prediction is the true class."""
+    def correct(self) -> bool | None:
+        """Whether the prediction is the true class, None when one of them is None."""
+        if self.label is None or self.prediction is None:
+            return None
         return self.label == self.prediction
 
     @property
     def final_from(self) -> int | None:
         """The step from which the predicted class has the strictly highest score until the end.
 
-        None when there are no scores, no valid steps, or the highest score at the last step is shared or not
+        None when there is no prediction, no scores, no valid steps, or the highest score at the last step is shared or not
         the prediction's: then the scores shown do not explain the prediction, and nothing is claimed.
         """
-        if self.scores is None or not self.lengths or self.prediction >= self.scores.shape[1]:
+        if self.prediction is None or self.scores is None or not self.lengths:
+            return None
+        if self.prediction >= self.scores.shape[1]:
             return None
         scores = self.scores[: self.lengths]
         own = scores[:, self.prediction]
@@ -161,9 +186,156 @@ class SampleTrace:
         return int(behind[-1]) + 1 if behind.size else 0
 
 
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """A sequence whose steps are labelled one by one: what was to be said of each step, and what was said.
+
+    Example:
+        >>> from spiketide.report import Strip
+        >>> strip = Strip(labels=[0, 0, 1, -1], predictions=[0, 1, 1, 1], title="record 1", step_ms=4.0)
+        >>> strip.wrong.tolist(), strip.accuracy
+        ([False, True, False, False], 0.6666666666666666)
+
+    Shapes:
+        ``labels`` and ``predictions`` ``(T,)`` class indices; ``input`` ``(T, *N)``, flattened to ``(T, N)``.
+
+    Args:
+        labels: the true class of every step, -1 where a step has none.
+        predictions: the class given to every step, -1 where none was.
+        input: what the network saw: events (0, 1, and -1 for events of the other sign) or graded values; None when it was
+            not recorded.
+        title: the words above it.
+        step_ms: milliseconds of a step: the axis then is in seconds; None: in steps.
+        channels: names of the N input channels; none: they are numbered.
+
+    Raises:
+        ShapeError: rows that are not whole numbers, or disagree about T or N.
+        ParameterError: a class below -1, or a step that does not last longer than 0 ms.
+    """
+
+    labels: NDArray[Any]
+    predictions: NDArray[Any]
+    input: NDArray[Any] | None = None
+    title: str = ""
+    step_ms: float | None = None
+    channels: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        for name in ("labels", "predictions"):
+            row = np.asarray(getattr(self, name))
+            if row.ndim != 1 or not len(row) or row.dtype.kind not in "iu":
+                raise ShapeError(
+                    f"Strip expected {name} as (T,) class numbers with T of 1 or more, got shape {row.shape} of {row.dtype}."
+                )
+            row = row.astype(np.int64)
+            if row.min() < UNLABELLED:
+                raise ParameterError(
+                    f"Strip expected {name} of 0 or more, or {UNLABELLED} for a step without a class, got {row.min()}."
+                )
+            put(self, name, row)
+        total = len(self.labels)
+        if len(self.predictions) != total:
+            raise ShapeError(
+                f"Strip expected as many predictions as labels, got {len(self.predictions)} and {total}."
+            )
+        if self.input is not None:
+            put(self, "input", _steps_by_features("input", self.input, "Strip"))
+            if len(self.input) != total:
+                raise ShapeError(
+                    f"Strip expected an input of {total} steps, as many as labels, got {len(self.input)}."
+                )
+        put(self, "title", str(self.title))
+        put(self, "channels", tuple(str(name) for name in self.channels))
+        size = 0 if self.input is None else self.input.shape[1]
+        if self.channels and len(self.channels) != size:
+            raise ShapeError(
+                f"Strip expected {size} channel names, one per input channel, got {len(self.channels)}."
+            )
+        if self.step_ms is not None:
+            put(self, "step_ms", float(self.step_ms))
+            if not 0 < self.step_ms < np.inf:
+                raise ParameterError(
+                    f"Strip expected step_ms > 0, the milliseconds of a step, or None, got {self.step_ms!r}."
+                )
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Which steps have a true class."""
+        return self.labels != UNLABELLED
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Which steps have a true class and were given another, or none."""
+        return self.labelled & (self.labels != self.predictions)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of the labelled steps that are right, None when no step has a label."""
+        labelled = int(self.labelled.sum())
+        return None if not labelled else 1 - int(self.wrong.sum()) / labelled
+
+
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """A constant of every neuron of a layer, such as its time constant, before and after training.
+
+    Example:
+        >>> from spiketide.report import Constants
+        >>> tau = Constants(begun=[20.0, 20.0], trained=[5.0, 80.0], unit="ms")
+        >>> tau.trained.tolist(), tau.logarithmic
+        ([5.0, 80.0], True)
+
+    Shapes:
+        ``begun`` and ``trained`` ``(n,)``; other shapes are flattened.
+
+    Args:
+        begun: the values before training, or None when they are not known.
+        trained: the values after training.
+        unit: what they are counted in, for example ``"ms"``; empty when they have no unit.
+
+    Raises:
+        ShapeError: no value at all, values that are not numbers, or another number of them before than after training.
+    """
+
+    begun: NDArray[Any] | None
+    trained: NDArray[Any]
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        for name in ("begun", "trained"):
+            if getattr(self, name) is None and name == "begun":
+                continue
+            values = np.asarray(getattr(self, name))
+            if not values.size or values.dtype.kind not in "biuf":
+                raise ShapeError(
+                    f"Constants expected {name} as (n,) numbers with n of 1 or more, got shape {values.shape} of {values.dtype}."
+                )
+            put(self, name, values.reshape(-1).astype(np.float64))
+        if self.begun is not None and self.begun.shape != self.trained.shape:
+            raise ShapeError(
+                f"Constants expected as many values before training as after it, got {self.begun.size} and {self.trained.size}."
+            )
+        put(self, "unit", str(self.unit))
+
+    @property
+    def finite(self) -> NDArray[Any]:
+        """The finite values before and after training, in one row."""
+        values = self.trained if self.begun is None else np.concatenate([self.begun, self.trained])
+        return values[np.isfinite(values)]
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether a logarithmic axis suits: all finite values above 0, the largest over 4 times the smallest."""
+        values = self.finite
+        return bool(values.size and values.min() > 0 and values.max() > 4 * values.min())
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportData:
-    """Everything one report shows. Whatever is left out is explained in its place, never dropped, but for delays.
+    """Everything one report shows. Whatever is left out is explained in its place, never dropped, but for delays, trained
+    constants, and what only sequences labelled step by step have.
 
     Example:
         >>> from spiketide.report import ReportData, Row
@@ -173,7 +345,7 @@ class ReportData:
 
     Shapes:
         ``confusion`` ``(C, C)`` counts, row the true class, column the predicted one; ``firing[layer]`` one
-        rate per neuron, in spikes per step, any shape.
+        rate per neuron, in spikes per step, any shape; ``over_time[word]`` ``(T,)``, T of its own.
 
     Args:
         title: the heading.
@@ -181,11 +353,18 @@ class ReportData:
         summary: the rows of the summary table.
         curves: metric name -> (epoch, train, validation) for every epoch, either value may be None.
         confusion: counts over the test set, or None.
+        unit: what ``confusion`` counts, in the plural: ``"samples"``, or for example ``"labelled steps"``.
         class_names: C names; None numbers the classes.
         samples: a few test samples (see ``choose_samples``).
         firing: layer name -> firing rate of every neuron.
         delays: layer name -> its delays (:func:`spiketide.synapses.delay_statistics`); without any, the report has no such
             section, as most networks have no delays.
+        strips: a few test sequences whose steps are labelled one by one, true and predicted classes under the input.
+        over_time: word, for example ``"test"`` -> accuracy at each step within a sequence, 0 to 1; NaN where no sample has
+            a step.
+        onsets: class name -> how its onsets were found (:func:`spiketide.segments.match_onsets`).
+        onset_tolerance: how far a predicted onset may lie from the true one, in words: ``"37.5 steps (150 ms)"``.
+        constants: name, for example ``"1 ALIF tau_mem"`` -> the values of all neurons before and after training.
         claim: what the paper says, None when the recipe claims nothing. Keys ``paper``, ``value``,
             ``tolerance``, ``verdict`` (True, False, or text), and any further ones.
         environment: how it was run. Expected: ``versions``, ``seed``, ``machine``, ``commit``, ``command``;
@@ -197,7 +376,7 @@ class ReportData:
     Raises:
         ShapeError: a confusion matrix that is not square or does not fit ``class_names``.
         ParameterError: counts that are negative or not whole, a negative rate, a malformed curve, a class
-            out of range, an unknown section.
+            out of range, an accuracy outside 0 to 1, an unknown section.
     """
 
     title: str
@@ -205,10 +384,16 @@ class ReportData:
     summary: Sequence[Row] = ()
     curves: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     confusion: NDArray[Any] | None = None
+    unit: str = "samples"
     class_names: Sequence[str] | None = None
     samples: Sequence[SampleTrace] = ()
     firing: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     delays: Mapping[str, LayerDelays] = field(default_factory=dict)
+    strips: Sequence[Strip] = ()
+    over_time: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    onsets: Mapping[str, Onsets] = field(default_factory=dict)
+    onset_tolerance: str = ""
+    constants: Mapping[str, Constants] = field(default_factory=dict)
     claim: Mapping[str, Any] | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     diagnosis: Sequence[str] | None = None
@@ -223,6 +408,15 @@ class ReportData:
         firing = {str(k): np.asarray(v, dtype=np.float64).reshape(-1) for k, v in self.firing.items()}
         put(self, "firing", firing)
         put(self, "delays", {str(k): v for k, v in self.delays.items()})
+        put(self, "strips", tuple(self.strips))
+        put(self, "over_time", {str(k): _shares(str(k), v) for k, v in self.over_time.items()})
+        put(self, "onsets", {str(k): Onsets(*v) for k, v in self.onsets.items()})
+        put(self, "constants", {str(k): v for k, v in self.constants.items()})
+        put(self, "unit", str(self.unit).strip())
+        if not self.unit:
+            raise ParameterError(
+                'ReportData expected unit as the plural of what confusion counts, such as "samples", got nothing.'
+            )
         for layer, rates in firing.items():
             if np.any(rates < 0):
                 raise ParameterError(
@@ -248,15 +442,19 @@ class ReportData:
                 )
             return names
         for sample in self.samples:
-            size = max(size, sample.label + 1, sample.prediction + 1)
+            size = max(
+                size, *(1 + given for given in (sample.label, sample.prediction) if given is not None), 0
+            )
             size = max(size, 0 if sample.scores is None else sample.scores.shape[1])
+        for strip in self.strips:
+            size = max(size, 1 + int(strip.labels.max()), 1 + int(strip.predictions.max()))
         return tuple(str(index) for index in range(size))
 
     def _check_samples(self) -> None:
         names = self.class_names or ()
         for position, sample in enumerate(self.samples):
             for what, index in (("label", sample.label), ("prediction", sample.prediction)):
-                if not 0 <= index < len(names):
+                if index is not None and not 0 <= index < len(names):
                     raise ParameterError(
                         f"ReportData expected the {what} of sample {position} within 0..{len(names) - 1}, "
                         f"got {index}: classes are indices into class_names."
@@ -266,10 +464,17 @@ class ReportData:
                     f"ReportData expected scores (T, {len(names)}) for sample {position}, one column per "
                     f"class, got {sample.scores.shape}."
                 )
+        for position, strip in enumerate(self.strips):
+            highest = max(int(strip.labels.max()), int(strip.predictions.max()))
+            if highest >= len(names):
+                raise ParameterError(
+                    f"ReportData expected the classes of strip {position} within 0..{len(names) - 1}, got {highest}: classes are "
+                    "indices into class_names."
+                )
 
     @property
     def accuracy(self) -> float | None:
-        """The share of the confusion matrix on its diagonal, None without one or when it counts no sample."""
+        """The share of the confusion matrix on its diagonal, None without one or when it counts nothing."""
         if self.confusion is None or not self.confusion.sum():
             return None
         return float(np.trace(self.confusion) / self.confusion.sum())
@@ -314,12 +519,11 @@ def choose_samples(labels: ArrayLike, predictions: ArrayLike, count: int = 6, *,
     return sorted(hits[:good].tolist()) + misses[:bad].tolist()
 
 
-def _steps_by_features(what: str, value: ArrayLike) -> NDArray[Any]:
+def _steps_by_features(what: str, value: ArrayLike, owner: str = "SampleTrace") -> NDArray[Any]:
     array = np.asarray(value)
     if array.ndim < 1 or array.dtype.kind not in "biuf":
         raise ShapeError(
-            f"SampleTrace expected {what} as a numeric array (T, *N), got shape {array.shape} of "
-            f"{array.dtype}."
+            f"{owner} expected {what} as a numeric array (T, *N), got shape {array.shape} of {array.dtype}."
         )
     steps = array.shape[0]
     return array.reshape(steps, int(np.prod(array.shape[1:], dtype=np.int64))).astype(np.float64)
@@ -341,6 +545,23 @@ def _points(metric: str, points: Sequence[Point]) -> tuple[Point, ...]:
             )
         )
     return tuple(sorted(checked, key=lambda point: point[0]))
+
+
+def _shares(word: str, value: ArrayLike) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.ndim != 1 or not array.size or array.dtype.kind not in "biuf":
+        raise ShapeError(
+            f"ReportData expected over_time {word!r} as (T,) numbers with T of 1 or more, got shape {array.shape} of "
+            f"{array.dtype}."
+        )
+    array = array.astype(np.float64)
+    known = array[~np.isnan(array)]
+    if known.size and not (known.min() >= 0 and known.max() <= 1):
+        raise ParameterError(
+            f"ReportData expected over_time {word!r} as accuracies from 0 to 1, NaN where no sample has a step, got "
+            f"{known.min():.3g} to {known.max():.3g}: give shares, not percent."
+        )
+    return array
 
 
 def _counts(value: ArrayLike) -> NDArray[Any]:

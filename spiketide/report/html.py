@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import RunError
+from ..segments import Onsets
 from ..synapses import LayerDelays
-from . import plots
-from .data import ReportData, Row, SampleTrace
+from . import plots, strips
+from .data import Constants, ReportData, Row, SampleTrace
 from .plots import Picture, clean, short
 
 SIZE_LIMIT = 2_000_000
@@ -21,6 +22,12 @@ SIZE_LIMIT = 2_000_000
 
 RESERVE = 100_000
 """Bytes kept free of samples, for what comes after them."""
+
+STRIP_SHARE = 0.5
+"""Share of the room for strips and samples that strips may take."""
+
+CONSTANT_FIGURES = 24
+"""Constants that are drawn; the table has all of them."""
 
 DELAY_LAYERS = 12
 """Layers whose delays are drawn; the table has all of them."""
@@ -32,12 +39,18 @@ TITLES = {
     "summary": "Summary",
     "curves": "Learning curves",
     "confusion": "Confusion matrix",
+    "labels": "Labels over time",
+    "onsets": "Onsets",
     "samples": "Samples over time",
     "firing": "Firing rates",
     "delays": "Delays",
+    "constants": "Trained constants",
     "diagnosis": "Diagnosis",
     "environment": "How it was run",
 }
+
+OPTIONAL = ("labels", "onsets", "delays", "constants")
+"""Sections that are there only when there is something to show, as most runs have no such thing."""
 
 ABSENT = {
     "summary": "the run handed over no summary figures.",
@@ -137,6 +150,24 @@ width:auto}.facts th{border:0;padding-bottom:0}
 @media print{nav{display:none}section{break-inside:auto}figure{break-inside:avoid}}
 """
 
+STEP_STYLE = """:root{--k0:#232d7b;--k1:#e58700;--k2:#33af9e;--k3:#a4457e;--k4:#4e5beb;--k5:#6a1200;--k6:#cc7dff;--k7:#616a05}
+@media (prefers-color-scheme:dark){:root{--k0:#4dabf9;--k1:#d59f26;--k2:#1d7366;--k3:#ff58b2;--k4:#8544ce;--k5:#b83500;
+--k6:#ffd0ff;--k7:#97ff5f}}
+COLOURSpath.line{stroke-width:1.4}path.v1,rect.v1{opacity:.6}path.v2,rect.v2{opacity:.35}
+path.rest{stroke:var(--other)}.area.rest{fill:var(--other);stroke:none}
+path.adapt{stroke:var(--soft);stroke-width:1.1}circle.adapt{fill:var(--soft)}
+path.falling{stroke:var(--second);stroke-linecap:butt}.area.falling{fill:var(--second)}
+.strips{display:grid;gap:28px;max-width:1100px}
+.wide{min-width:760px}
+.numbers{margin-top:28px}.numbers.first{margin-top:0;max-width:820px}
+.numbers th,.numbers td{padding:5px 14px 5px 0;font-size:.9rem;white-space:nowrap;overflow-wrap:normal}
+.numbers thead th{color:var(--soft)}
+.numbers td,.numbers thead th+th{text-align:right}.numbers td.when{text-align:left}
+.numbers tfoot th,.numbers tfoot td{font-weight:620;border-bottom:0}
+"""
+"""What only sequences labelled step by step, adaptation and trained constants need. The colours of classes were searched for so
+that, seen normally and with each kind of colour blindness, all eight differ and stand out from the page."""
+
 
 def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
     """Write the report of a run as one HTML file, all at once or not at all.
@@ -191,14 +222,18 @@ def render_report(data: ReportData) -> str:
         "summary": _summary(data),
         "curves": _curves(data),
         "confusion": _confusion(data),
+        "onsets": _onsets(data),
         "firing": _firing(data),
         "delays": _delays(data),
+        "constants": _constants(data),
         "diagnosis": _diagnosis(data),
         "environment": _environment(data),
     }
-    used = sum(len(part.encode("utf-8")) for part in parts.values())
-    parts["samples"] = _samples(data, SIZE_LIMIT - RESERVE - used)
-    titles = {key: title for key, title in TITLES.items() if key != "delays" or data.delays}
+    colours = _class_colours(data)
+    room = SIZE_LIMIT - RESERVE - sum(len(part.encode("utf-8")) for part in parts.values())
+    parts["labels"] = _labels(data, colours, int(room * STRIP_SHARE) if data.samples else room)
+    parts["samples"] = _samples(data, colours, room - len(parts["labels"].encode("utf-8")))
+    titles = {key: title for key, title in TITLES.items() if key not in OPTIONAL or parts[key]}
     sections = "".join(
         f'<section id="{key}" aria-labelledby="h-{key}"><h2 id="h-{key}">{title}</h2>{parts[key]}</section>\n'
         for key, title in titles.items()
@@ -211,12 +246,36 @@ def render_report(data: ReportData) -> str:
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>{clean(data.title)} – run report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{clean(data.title)} – run report</title>\n<style>{_style(data)}</style>\n</head>\n<body>\n"
         f'<header>{_heading(data)}<nav aria-label="Sections">{links}</nav></header>\n<main>\n'
         f"{sections}</main>\n"
         "<footer>Written by spiketide. One file, nothing is loaded from elsewhere.</footer>\n"
         "</body>\n</html>\n"
     )
+
+
+def _style(data: ReportData) -> str:
+    """The style of the page: runs of samples with one class each need the first part only."""
+    slow = any(sample.adaptation or sample.label is None for sample in data.samples)
+    if not (slow or data.strips or data.over_time or data.onsets or data.constants):
+        return STYLE
+    colours = "".join(
+        f"path.k{k}{{stroke:var(--k{k})}}.area.k{k},circle.k{k}{{fill:var(--k{k});stroke:none}}\n"
+        for k in range(plots.PALETTE)
+    )
+    return STYLE + STEP_STYLE.replace("COLOURS", colours)
+
+
+def _class_colours(data: ReportData) -> list[str]:
+    """One colour a class on the whole page; with very many classes the most frequent ones have them."""
+    count = len(data.class_names or ())
+    weights = np.zeros(count)
+    if data.confusion is not None:
+        weights[: len(data.confusion)] += data.confusion.sum(axis=1)
+    else:
+        for strip in data.strips:
+            weights += np.bincount(strip.labels[strip.labelled], minlength=count)
+    return plots.class_colours(count, weights)
 
 
 # ── parts ─────────────────────────────────────────────────────────────────────────────────────────
@@ -234,7 +293,8 @@ def _verdict(data: ReportData) -> str:
     else:
         total, right = int(data.confusion.sum()), int(np.trace(data.confusion))
         share = plots.number(data.accuracy, percent=True)
-        result = f"<strong>{share}</strong> of the test samples are right ({right:,} of {total:,})."
+        tested = clean(plots.of_test(data.unit))
+        result = f"<strong>{share}</strong> of the {tested} are right ({right:,} of {total:,})."
     lines = f'<p class="verdict">{result}</p>'
     if data.claim is None:
         return f'{lines}<p class="claim">No claim to compare with: the recipe names none.</p>'
@@ -316,8 +376,8 @@ def _confusion(data: ReportData) -> str:
     if data.confusion is None:
         return _absent(data, "confusion")
     names = data.class_names or ()
-    matrix = plots.confusion_matrix(data.confusion, names)
-    bars = plots.class_accuracy(data.confusion, names)
+    matrix = plots.confusion_matrix(data.confusion, names, data.unit)
+    bars = plots.class_accuracy(data.confusion, names, data.unit)
     # Scroll boxes take the keyboard focus, or their far side could be reached by pointer only.
     box = (
         f'<div class="scroll" role="region" aria-label="Confusion matrix" tabindex="0">'
@@ -347,16 +407,81 @@ def _confused(data: ReportData) -> str:
     return f'<div class="errors"><table>{table}</table></div>'
 
 
-def _samples(data: ReportData, room: int) -> str:
-    if not data.samples:
-        return _absent(data, "samples")
+def _labels(data: ReportData, colours: Sequence[str], room: int) -> str:
+    if not data.strips:
+        return ""
     names = data.class_names or ()
+    curve = _over_time(data, wide=True)
+    room -= len(curve.encode("utf-8"))
+    cards: list[str] = []
+    for place, strip in enumerate(data.strips):
+        picture = strips.strip_picture(strip, names, f"strip{place}", colours)
+        card = _wide_figure(picture, strip.title or f"Strip {place + 1}")
+        room -= len(card.encode("utf-8"))
+        if room < 0:
+            break
+        cards.append(card)
+    lead = (
+        "Test sequences from left to right: the input, a mark per event; below it the true class of every step, the predicted "
+        "one, and, marked on the last band, where the two differ. "
+    )
+    if len(cards) < len(data.strips):
+        left = len(data.strips) - len(cards)
+        lead += f"{left} of {len(data.strips)} sequences were left out to keep this file small. "
+    return _lead(lead) + f'<div class="strips">{"".join(cards)}{curve}</div>'
+
+
+def _over_time(data: ReportData, *, wide: bool) -> str:
+    """The accuracy along a sequence; in seconds, if beside strips that agree on their step."""
+    if not data.over_time:
+        return ""
+    lengths = {strip.step_ms for strip in data.strips}
+    step_ms = lengths.pop() if len(lengths) == 1 else None
+    picture = strips.accuracy_over_time(data.over_time, step_ms=step_ms, wide=wide)
+    return _wide_figure(picture, "Accuracy over time") if wide else _grid([picture])
+
+
+def _onsets(data: ReportData) -> str:
+    if not data.onsets:
+        return ""
+    near = f" at most {clean(data.onset_tolerance)} away" if data.onset_tolerance else " near enough"
+    lead = (
+        "An onset is the first step of a run of a class. A true onset is found if a predicted onset of the same class lies"
+        f"{near}; a predicted onset that belongs to no true one is false."
+    )
+    heads = ("class", "true", "found", "missed", "false", "sensitivity", "precision")
+    head = "".join(f'<th scope="col">{word}</th>' for word in heads)
+    rows = "".join(_onset_row(name, counts) for name, counts in data.onsets.items())
+    total = Onsets(*(sum(column) for column in zip(*data.onsets.values(), strict=True)))
+    table = (
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+        f"<tfoot>{_onset_row('all classes', total)}</tfoot>"
+    )
+    return _lead(lead) + _number_table(table, "Onsets in numbers", css="numbers first")
+
+
+def _onset_row(name: str, counts: Onsets) -> str:
+    cells = [f"{count:,}" for count in (counts.true, counts.found, counts.missed, counts.false)]
+    cells += [
+        "none" if np.isnan(share) else plots.number(share, percent=True)
+        for share in (counts.sensitivity, counts.precision)
+    ]
+    row = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f'<tr><th scope="row">{clean(short(name, 40))}</th>{row}</tr>'
+
+
+def _samples(data: ReportData, colours: Sequence[str], room: int) -> str:
+    curve = "" if data.strips else _over_time(data, wide=False)
+    if not data.samples:
+        return _absent(data, "samples") + curve
+    names = data.class_names or ()
+    room -= len(curve.encode("utf-8"))
     # When not all fit, a wrong one is kept: it is the one a reader learns from.
-    order = sorted(range(len(data.samples)), key=lambda place: data.samples[place].correct)[:1]
+    order = sorted(range(len(data.samples)), key=lambda place: data.samples[place].correct is not False)[:1]
     order += [place for place in range(len(data.samples)) if place not in order]
     cards: dict[int, str] = {}
     for place in order:
-        card = _sample(data.samples[place], place, names)
+        card = _sample(data.samples[place], place, names, colours)
         room -= len(card.encode("utf-8"))
         if room < 0:
             break
@@ -365,14 +490,19 @@ def _samples(data: ReportData, room: int) -> str:
     lead = (
         "Test samples step by step, on one time axis: the input and the spikes of the hidden layers (a mark "
         "per spike, neuron 0 at the bottom), the membrane potential of a few neurons (a lane each, on one "
-        "scale, their spikes as ticks above), and the score of every class (blue the true one, orange a "
-        "wrong prediction, grey the others). The dotted line marks the step from which the predicted class "
-        "leads until the end. "
+        "scale, their spikes as ticks above), and the score of every class "
     )
+    if any(sample.label is not None or sample.prediction is not None for sample in data.samples):
+        lead += (
+            "(blue the true one, orange a wrong prediction, grey the others). The dotted line marks the step from "
+            "which the predicted class leads until the end. "
+        )
+    else:
+        lead += "(a colour each). "
     if len(cards) < len(data.samples):
         left = len(data.samples) - len(cards)
         lead += f"{left} of {len(data.samples)} samples were left out to keep this file small. "
-    if shown and all(sample.correct for sample in shown):
+    if shown and data.unit == "samples" and all(sample.correct for sample in shown):
         errors = None if data.confusion is None else int(data.confusion.sum() - np.trace(data.confusion))
         if errors is None:
             lead += "All samples shown are right."
@@ -380,18 +510,22 @@ def _samples(data: ReportData, room: int) -> str:
             lead += f"All samples shown are right; none of the {errors:,} wrong ones of the test set is here."
         else:
             lead += "All are right, because no test sample was wrong."
-    return _lead(lead) + f'<div class="grid">{"".join(cards[place] for place in sorted(cards))}</div>'
+    return _lead(lead) + f'<div class="grid">{"".join(cards[place] for place in sorted(cards))}</div>{curve}'
 
 
-def _sample(sample: SampleTrace, place: int, names: Sequence[str]) -> str:
-    tag = '<span class="tag yes">✓ right</span>' if sample.correct else '<span class="tag no">✗ wrong</span>'
-    head = f"Sample {place + 1}: {clean(names[sample.label])}"
-    if not sample.correct:
+def _sample(sample: SampleTrace, place: int, names: Sequence[str], colours: Sequence[str]) -> str:
+    head = f"Sample {place + 1}"
+    if sample.label is not None:
+        head += f": {clean(names[sample.label])}"
+    if sample.prediction is not None and not sample.correct:
         head += f", taken for {clean(names[sample.prediction])}"
-    picture = plots.sample_trace(sample, names, f"s{place}")
+    if sample.correct is not None:
+        yes, no = '<span class="tag yes">✓ right</span>', '<span class="tag no">✗ wrong</span>'
+        head += f" {yes if sample.correct else no}"
+    picture = plots.sample_trace(sample, names, f"s{place}", colours)
     why = "the sample has no valid step" if sample.arrays() and not sample.lengths else "nothing was recorded"
     figure = _figure(picture) if picture else f'<p class="absent">Not shown: {why}.</p>'
-    return f'<article aria-label="Sample {place + 1}"><h3>{head} {tag}</h3>{figure}</article>'
+    return f'<article aria-label="Sample {place + 1}"><h3>{head}</h3>{figure}</article>'
 
 
 def _firing(data: ReportData) -> str:
@@ -451,6 +585,48 @@ def _delay_table(layers: Mapping[str, LayerDelays]) -> str:
     )
 
 
+def _constants(data: ReportData) -> str:
+    if not data.constants:
+        return ""
+    shown = list(data.constants.items())[:CONSTANT_FIGURES]
+    lead = "The constants of the neurons after training (bars) and, where they are known, before (line). "
+    if any(constants.logarithmic for _, constants in shown):
+        lead += "An axis is logarithmic where the values spread over more than a factor of 4. "
+    if len(shown) < len(data.constants):
+        lead += f"The first {CONSTANT_FIGURES} of {len(data.constants)} are drawn. "
+    pictures = [plots.constants_histogram(name, constants) for name, constants in shown]
+    return _lead(lead) + _grid(pictures) + _constant_table(data.constants)
+
+
+def _constant_table(constants: Mapping[str, Constants]) -> str:
+    """The finite values in numbers: a row before and a row after training."""
+    heads = ("constant", "training", "values", "min", "median", "mean", "max", "sd")
+    rows = []
+    for name, one in constants.items():
+        unit = f" ({clean(short(one.unit, 12))})" if one.unit else ""
+        times = [("before", one.begun)] if one.begun is not None else []
+        times.append(("after", one.trained))
+        for place, (when, values) in enumerate(times):
+            finite = values[np.isfinite(values)]
+            figures = (np.min, np.median, np.mean, np.max, np.std)
+            cells = [plots.number(float(f(finite))) if finite.size else "none finite" for f in figures]
+            cells = [f"{finite.size:,}", *cells]
+            span = f' rowspan="{len(times)}"' if len(times) > 1 else ""
+            first = f'<th scope="rowgroup"{span}>{clean(short(name, 40))}{unit}</th>' if not place else ""
+            row = "".join(f"<td>{clean(cell)}</td>" for cell in cells)
+            rows.append(f'<tr>{first}<td class="when">{when}</td>{row}</tr>')
+    head = "".join(f'<th scope="col">{word}</th>' for word in heads)
+    table = (
+        "<caption>Constants before and after training; values: how many are finite; sd: their standard deviation</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    )
+    return _number_table(table, "Constants in numbers")
+
+
+def _number_table(table: str, label: str, css: str = "numbers") -> str:
+    return f'<div class="scroll {css}" role="region" aria-label="{label}" tabindex="0"><table>{table}</table></div>'
+
+
 def _diagnosis(data: ReportData) -> str:
     if data.diagnosis is None:
         return _absent(data, "diagnosis")
@@ -491,6 +667,15 @@ def _caption(picture: Picture) -> str:
 
 def _figure(picture: Picture) -> str:
     return f"<figure>{picture.svg}{_caption(picture)}</figure>"
+
+
+def _wide_figure(picture: Picture, label: str) -> str:
+    """A picture that keeps its size on a narrow screen, which scrolls along it."""
+    box = (
+        f'<div class="scroll" role="region" aria-label="{clean(label)}" tabindex="0">'
+        f'<div class="wide">{picture.svg}</div></div>'
+    )
+    return f"<figure>{box}{_caption(picture)}</figure>"
 
 
 def _grid(pictures: Iterable[Picture]) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..synapses import LayerDelays
-from .data import Point, SampleTrace
+from .data import Constants, Point, SampleTrace
 
 WIDTH = 360
 """Width of a picture in SVG units; about as many pixels on every screen."""
@@ -47,11 +47,23 @@ MAX_NEURONS = 4
 MAX_CLASSES = 40
 """Classes up to which each has its own label and score line."""
 
+PALETTE = 8
+"""Colours that a class can have: see the page's style."""
+
+SHADES = 3
+"""Strengths of each of them."""
+
+BINS = 24
+"""Bars of a histogram of constants."""
+
 CHAR = 6.8
 """Width to keep for a character at the 11-unit text size of the pictures: that of a wide system font."""
 
 LANE = 32.0
 """Height of one membrane trace."""
+
+LOW_LANE = 26.0
+"""Height of the adaptation beneath it: room for the two ends of its axis."""
 
 GAP = 34.0
 """From the lower edge of a panel to the upper edge of the next one, with its title in between."""
@@ -97,8 +109,19 @@ def number(value: float | None, *, percent: bool = False) -> str:
 
 def plural(count: int, noun: str) -> str:
     """``3 spikes``, ``1 spike``, ``12,000 spikes``."""
-    ending = {"class": "es"}.get(noun, "s")
+    ending = "es" if noun.endswith("class") else "s"
     return f"{count:,} {noun}{'' if count == 1 else ending}"
+
+
+def of_test(unit: str) -> str:
+    """``samples`` -> ``test samples``, ``labelled steps`` -> ``labelled test steps``."""
+    *before, last = unit.split()
+    return " ".join([*before, "test", last])
+
+
+def singular(unit: str) -> str:
+    """``labelled steps`` -> ``labelled step``."""
+    return unit.removesuffix("s")
 
 
 # ── geometry ──────────────────────────────────────────────────────────────────────────────────────
@@ -207,12 +230,62 @@ def _y_axis(frame: Frame, values: Sequence[float], labels: Sequence[str]) -> str
     return (f'<path class="grid" d="{lines}"/>' if lines else "") + texts
 
 
-def _x_axis(frame: Frame, values: Sequence[float], title: str, *, y: float | None = None) -> str:
-    base = frame.bottom if y is None else y
+def _x_axis(frame: Frame, values: Sequence[float], title: str, *, labels: Sequence[str] | None = None) -> str:
+    base = frame.bottom
+    labels = [f"{v:.6g}" for v in values] if labels is None else labels
     marks = "".join(f"M{_n(frame.x(v))} {_n(base)}v4" for v in values)
-    texts = "".join(_text(frame.x(v), base + 16, f"{v:.6g}", anchor="middle") for v in values)
+    texts = "".join(
+        _text(frame.x(v), base + 16, label, anchor="middle") for v, label in zip(values, labels, strict=True)
+    )
     line = f'<path class="base" d="M{_n(frame.left)} {_n(base)}h{_n(frame.width)}{marks}"/>'
     return line + texts + _text(frame.left + frame.width / 2, base + 32, title, anchor="middle")
+
+
+def class_colours(count: int, weights: NDArray[Any] | None = None) -> list[str]:
+    """The css classes that give each class its colour, the same wherever it is drawn.
+
+    Of more classes than there are colours, those of the largest weight have one each (the first ones without weights, and of
+    equals), and the others share a grey.
+    """
+    room = PALETTE * SHADES
+    ranked = list(range(count))
+    if count > room and weights is not None:
+        ranked.sort(key=lambda index: -float(weights[index]))
+    # the places go by index, so that what a class weighs changes no colour unless there are too many classes
+    chosen = sorted(ranked[:room])
+    colours = ["rest"] * count
+    for place, index in enumerate(chosen):
+        shade = f" v{place // PALETTE}" if place >= PALETTE else ""
+        colours[index] = f"k{place % PALETTE}{shade}"
+    return colours
+
+
+def _legend(
+    x: float, y: float, entries: Sequence[tuple[str, str]], *, right: float = WIDTH
+) -> tuple[str, int]:
+    """Swatches with words, (css class, words), from ``x`` on, in as many rows of 17 units as it takes: drawing, rows."""
+    parts, at, rows = [], x, 1
+    for css, words in entries:
+        wide = 18 + CHAR * len(words)
+        if at > x and at + wide > right:
+            at, y, rows = x, y + 17, rows + 1
+        parts.append(
+            f'<path class="{css} thick" d="M{_n(at)} {_n(y - 4)}h13"/>{_text(at + 18, y, words, css="key")}'
+        )
+        at += wide + 14
+    return "".join(parts), rows
+
+
+def class_legend(
+    names: Sequence[str], colours: Sequence[str], there: Iterable[int], x: float, y: float, right: float
+) -> tuple[str, int]:
+    """The legend of the classes that are there; those that share a grey are one entry of it."""
+    present = sorted(there)
+    entries = [(colours[index], short(names[index], 14)) for index in present if colours[index] != "rest"]
+    rest = sum(colours[index] == "rest" for index in present)
+    if rest:
+        entries.append(("rest", plural(rest, "other class")))
+    return _legend(x, y, entries, right=right)
 
 
 def _thin(xs: NDArray[Any], ys: NDArray[Any], columns: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -292,7 +365,7 @@ def _mask(strength: NDArray[Any], place: str, css: str, key: str, *, crisp: bool
     return f'<mask id="{key}">{stencil}</mask><rect class="{css}" {place} mask="url(#{key})"/>'
 
 
-def _raster(frame: Frame, array: NDArray[Any], css: str, key: str) -> str:
+def _raster(frame: Frame, array: NDArray[Any], css: str, key: str, *, columns: int = IMAGE_COLUMNS) -> str:
     """Spikes ``(T, N)`` as ticks of one path, or anything else as an image; neuron 0 is at the bottom."""
     steps, size = array.shape
     spikes = is_spikes(array)
@@ -308,8 +381,8 @@ def _raster(frame: Frame, array: NDArray[Any], css: str, key: str) -> str:
         return f'<path class="{css} marks" stroke-width="{_n(wide)}" d="{marks}"/>' if marks else ""
     picture = np.nan_to_num(array.T[::-1], nan=0.0, posinf=0.0, neginf=0.0)
     place = f'x="{_n(frame.left)}" y="{_n(frame.top)}" width="{_n(frame.width)}" height="{_n(frame.height)}"'
-    positive = _shrink(np.maximum(picture, 0), IMAGE_ROWS, IMAGE_COLUMNS)
-    negative = _shrink(np.maximum(-picture, 0), IMAGE_ROWS, IMAGE_COLUMNS)
+    positive = _shrink(np.maximum(picture, 0), IMAGE_ROWS, columns)
+    negative = _shrink(np.maximum(-picture, 0), IMAGE_ROWS, columns)
     peak = max(float(positive.max()), float(negative.max()), 1e-300)
     # A small image keeps its cells; one that was binned is smoothed rather than aliased.
     crisp = positive.shape == picture.shape
@@ -413,8 +486,8 @@ def _curve_words(
 # ── confusion ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def confusion_matrix(counts: NDArray[Any], names: Sequence[str]) -> Picture:
-    """Counts of (true, predicted): each row shaded by its share, errors in the second colour."""
+def confusion_matrix(counts: NDArray[Any], names: Sequence[str], unit: str = "samples") -> Picture:
+    """Counts of (true, predicted): each row shaded by its share, errors in the second colour; ``unit`` says what is counted."""
     size = len(counts)
     labelled = size <= MAX_CLASSES
     texts = [short(name, 10) for name in names]
@@ -481,17 +554,17 @@ def confusion_matrix(counts: NDArray[Any], names: Sequence[str]) -> Picture:
     body.append(_text(left + side / 2, height - 4, "predicted class", anchor="middle"))
     return Picture(
         _svg(height, f"Confusion matrix of {plural(size, 'class')}", body, width=width),
-        _confusion_words(counts),
+        _confusion_words(counts, unit),
         math.ceil(width),
     )
 
 
-def _confusion_words(counts: NDArray[Any]) -> str:
+def _confusion_words(counts: NDArray[Any], unit: str) -> str:
     total, right = int(counts.sum()), int(np.trace(counts))
     if not total:
-        return "The matrix counts no sample: nothing was tested."
+        return f"The matrix counts no {singular(unit)}: nothing was tested."
     words = (
-        f"Rows are the true class, columns the predicted one. {right:,} of {plural(total, 'sample')} are "
+        f"Rows are the true class, columns the predicted one. {right:,} of {plural(total, singular(unit))} are "
         f"right ({number(right / total, percent=True)}): the diagonal, blue; the others are off it, orange."
     )
     return words + (" No class was taken for another." if right == total else "")
@@ -506,8 +579,8 @@ def confusions(counts: NDArray[Any], limit: int = 6) -> list[tuple[int, int, int
     return [(row, column, int(wrong[row, column])) for row, column in found if wrong[row, column] > 0]
 
 
-def class_accuracy(counts: NDArray[Any], names: Sequence[str]) -> Picture:
-    """How much of every class was recognised, as bars; with very many classes the worst ones."""
+def class_accuracy(counts: NDArray[Any], names: Sequence[str], unit: str = "samples") -> Picture:
+    """How much of every class was recognised, as bars; with very many classes the worst ones. ``unit``: what is counted."""
     totals, right = counts.sum(axis=1), np.diag(counts)
     share = np.where(totals > 0, right / np.maximum(totals, 1), np.nan)
     order = np.arange(len(counts))
@@ -539,9 +612,9 @@ def class_accuracy(counts: NDArray[Any], names: Sequence[str]) -> Picture:
             )
             body.append(_text(WIDTH - 1, y + pitch / 2 + 4, counted[place], anchor="end"))
         else:
-            body.append(_text(WIDTH - 1, y + pitch / 2 + 4, "no samples", anchor="end"))
+            body.append(_text(WIDTH - 1, y + pitch / 2 + 4, f"no {short(unit.split()[-1], 9)}", anchor="end"))
     if not tested.size:
-        words = "No class had a test sample."
+        words = f"No class had a {singular(of_test(unit))}."
     else:
         worst, best = (
             tested[np.argmin(share[tested])],
@@ -551,7 +624,7 @@ def class_accuracy(counts: NDArray[Any], names: Sequence[str]) -> Picture:
         words = "Share of each class recognised, and counts. "
         words += f"Lowest: “{names[worst]}” with {least}; highest: “{names[best]}” with {most}."
         empty = len(counts) - len(tested)
-        words += f" {plural(empty, 'class')} had no test sample." if empty else ""
+        words += f" {plural(empty, 'class')} had no {singular(of_test(unit))}." if empty else ""
     return Picture(_svg(30 + pitch * len(order), "Bar chart of the accuracy per class", body), words + note)
 
 
@@ -608,6 +681,10 @@ class _Trace:
         known = limit[np.isfinite(limit)].tolist() if limit is not None else []
         low, high = _span([*traces[:, :shown].ravel().tolist(), *known], pad=0.08)
         keys = [("limit", "threshold")] if limit is not None else []
+        slow = sample.adaptation.get(layer)
+        if slow is not None:
+            slow = slow[: self.steps, :shown]
+            keys.append(("adapt", "adaptation"))
         self.title(short(f"Membrane of {layer}", 22), keys)
         hidden = sample.hidden.get(layer)
         at = np.arange(self.steps)
@@ -617,6 +694,8 @@ class _Trace:
             if limit is not None:
                 self.body.append(_line(frame, at, limit[:, lane], "limit", columns=80))
             self.body.append(_line(frame, at, traces[:, lane], "first thin", columns=170))
+            if slow is not None:
+                self.adaptation(slow, lane)
             if not indices:
                 continue
             self.body.append(_text(frame.left - 6, frame.top + 20, str(indices[lane]), anchor="end"))
@@ -637,16 +716,41 @@ class _Trace:
                 else "no finite value"
             )
         text += "." if limit is not None else "; no threshold was given."
+        if slow is not None:
+            found = slow[np.isfinite(slow)]
+            text += " Beneath each its adaptation"
+            text += (
+                f", {number(float(found.min()))} to {number(float(found.max()))}."
+                if found.size
+                else ", no finite value."
+            )
         if traces.shape[1] > shown:
             text += f" {traces.shape[1] - shown} more traces are not drawn."
         self.words.append(text)
 
-    def scores(self, sample: SampleTrace, names: Sequence[str]) -> None:
-        """The score of every class, the true one and a wrong prediction in colour."""
+    def adaptation(self, slow: NDArray[Any], lane: int) -> None:
+        """A low lane of the adaptation of one neuron, on the scale of all neurons shown."""
+        self.y += 1
+        low, high = _span(slow.ravel().tolist(), floor=0.0)
+        frame = self.pane(LOW_LANE, low, high)
+        self.body.append(_line(frame, np.arange(self.steps), slow[:, lane], "adapt", columns=170))
+        found = slow[np.isfinite(slow)]
+        if not found.size:
+            return
+        # the ends of the axis are those of the values, not of the lane
+        texts = [short(f"{value:.2g}".replace("-", "\u2212"), 6) for value in (found.max(), found.min())]
+        if texts[0] == texts[1]:
+            self.body.append(_text(frame.left - 6, frame.top + LOW_LANE / 2 + 4, texts[0], anchor="end"))
+            return
+        for text, y in zip(texts, (frame.top + 10, frame.bottom - 2), strict=True):
+            self.body.append(_text(frame.left - 6, y, text, anchor="end"))
+
+    def scores(self, sample: SampleTrace, names: Sequence[str], colours: Sequence[str]) -> None:
+        """The score of every class: the true one and a wrong prediction in colour, or all of them where no class is the one."""
         scores = np.asarray(sample.scores)[: self.steps]
         size = scores.shape[1]
         shares = size > 1 and bool(np.all(scores >= 0) and np.allclose(scores.sum(axis=1), 1, atol=1e-3))
-        chosen = {sample.label, sample.prediction}
+        chosen = {index for index in (sample.label, sample.prediction) if index is not None}
         others = [index for index in range(size) if index not in chosen]
         left_out = max(0, len(others) - MAX_CLASSES)
         if left_out:
@@ -654,10 +758,16 @@ class _Trace:
             peaks = np.nan_to_num(scores[:, others].max(axis=0), nan=-np.inf)
             others = sorted(np.asarray(others)[np.argsort(-peaks, kind="stable")[:MAX_CLASSES]].tolist())
         low, high = (0.0, 1.0) if shares else _span(scores[:, [*others, *sorted(chosen)]].ravel().tolist())
-        keys = [("first", f"true: {short(names[sample.label], 10)}")]
-        if not sample.correct:
+        keys = []
+        if sample.label is not None:
+            keys.append(("first", f"true: {short(names[sample.label], 10)}"))
+        if sample.prediction is not None and not sample.correct:
             keys.append(("second", f"predicted: {short(names[sample.prediction], 10)}"))
         self.title("Probability" if shares else "Score", keys)
+        if not chosen:
+            legend, rows = class_legend(names, colours, others, 0, self.y + 9, WIDTH)
+            self.body.append(legend)
+            self.y += 17 * rows
         frame = self.pane(100.0, low, high)
         values = ticks(low, high, 3)
         self.body.append(
@@ -665,21 +775,27 @@ class _Trace:
         )
         at = np.arange(self.steps)
         columns = 150 if len(others) <= 12 else 60
-        self.body += [_line(frame, at, scores[:, index], "other", columns=columns) for index in others]
-        if not sample.correct:
+        for index in others:
+            css = "other" if chosen else f"{colours[index]} line"
+            self.body.append(_line(frame, at, scores[:, index], css, columns=columns))
+        if sample.prediction is not None and not sample.correct:
             self.body.append(_line(frame, at, scores[:, sample.prediction], "second"))
-        self.body.append(_line(frame, at, scores[:, sample.label], "first"))
+        if sample.label is not None:
+            self.body.append(_line(frame, at, scores[:, sample.label], "first"))
         if left_out:
             self.words.append(f"{plural(left_out, 'weaker class')} of {size} are not drawn.")
 
 
-def sample_trace(sample: SampleTrace, names: Sequence[str], key: str) -> Picture | None:
+def sample_trace(
+    sample: SampleTrace, names: Sequence[str], key: str, colours: Sequence[str] | None = None
+) -> Picture | None:
     """What one sample did: input, hidden spikes, membranes and scores over one time axis. None when empty.
 
     Args:
         sample: the traces.
         names: the class names.
         key: a prefix for the ids within the picture, unique on the page.
+        colours: of the classes, for a sample without a class of its own; None: those of :func:`class_colours`.
     """
     steps = sample.lengths or 0
     if not steps:
@@ -694,7 +810,7 @@ def sample_trace(sample: SampleTrace, names: Sequence[str], key: str) -> Picture
         if traces.shape[1]:
             trace.membrane(sample, layer)
     if sample.scores is not None:
-        trace.scores(sample, names)
+        trace.scores(sample, names, class_colours(len(names)) if colours is None else colours)
     if not trace.panes:
         return None
     last = trace.panes[-1]
@@ -704,10 +820,11 @@ def sample_trace(sample: SampleTrace, names: Sequence[str], key: str) -> Picture
         trace.body.append(f'<path class="mark" d="{d}"/>')
     trace.body.append(_x_axis(last, ticks(0, steps - 1, 6, integer=True), "time step"))
     words = [_final_words(sample, names, final, steps), *trace.words, *_lacking(sample)]
-    label = (
-        f"Traces over {plural(steps, 'time step')} of a sample of class “{names[sample.label]}”, "
-        f"predicted “{names[sample.prediction]}”"
-    )
+    label = f"Traces over {plural(steps, 'time step')} of a sample"
+    if sample.label is not None:
+        label += f" of class “{names[sample.label]}”"
+    if sample.prediction is not None:
+        label += f", predicted “{names[sample.prediction]}”"
     return Picture(_svg(trace.y + 38, label, trace.body), " ".join(word for word in words if word))
 
 
@@ -756,9 +873,9 @@ def _lacking(sample: SampleTrace) -> list[str]:
 
 
 def _final_words(sample: SampleTrace, names: Sequence[str], final: int | None, steps: int) -> str:
-    if sample.scores is None:
+    if sample.scores is None or sample.prediction is None:
         return ""
-    given, true = f"“{names[sample.prediction]}”", f"“{names[sample.label]}”"
+    given = f"“{names[sample.prediction]}”"
     last = sample.scores[steps - 1]
     if final is None:
         text = f"{given} does not lead alone at the last step, so no final step is marked"
@@ -767,13 +884,13 @@ def _final_words(sample: SampleTrace, names: Sequence[str], final: int | None, s
     else:
         text = f"{given} leads for good from step {final} of 0\u2013{steps - 1} on"
     rivals = [index for index in range(len(last)) if index != sample.prediction]
-    if sample.correct and not rivals:
+    if sample.correct is not False and not rivals:
         return f"{text}."
-    if sample.correct:
+    if sample.label is None or sample.correct:
         rival = max(rivals, key=lambda index: float(np.nan_to_num(last[index], nan=-np.inf)))
         other = f"the next class “{names[rival]}”"
     else:
-        rival, other = sample.label, f"the true class {true}"
+        rival, other = sample.label, f"the true class “{names[sample.label]}”"
     own, theirs = float(last[sample.prediction]), float(last[rival])
     close = own != theirs and number(own) == number(theirs)
     ends = [f"{value:.6g}".replace("-", "\u2212") if close else number(value) for value in (own, theirs)]
@@ -933,3 +1050,115 @@ def delay_map(name: str, layer: LayerDelays, key: str) -> Picture:
     if small.shape != matrix.shape:
         words += f" {rows} × {columns} delays, binned to {small.shape[0]} × {small.shape[1]} means."
     return Picture(_svg(38 + height + 38, f"Map of the delays of {name}", body), words)
+
+
+# ── trained constants ─────────────────────────────────────────────────────────────────────────────
+
+
+def constants_histogram(name: str, constants: Constants) -> Picture:
+    """How a constant is spread over the neurons: bars after training, a line before, on one axis.
+
+    The axis is logarithmic where that suits the values: see ``Constants.logarithmic``.
+    """
+    log = constants.logarithmic
+    finite = constants.finite
+    scaled = np.log10(finite) if log else finite
+    low, high = _span(scaled.tolist(), pad=0.02)
+    edges = np.linspace(low, high, BINS + 1)
+
+    def counts_of(values: NDArray[Any]) -> NDArray[Any]:
+        values = values[np.isfinite(values)]
+        return np.histogram(np.log10(values) if log else values, bins=edges)[0]
+
+    after = counts_of(constants.trained)
+    before = None if constants.begun is None else counts_of(constants.begun)
+    top = float(max(1, after.max(), 0 if before is None else before.max()))
+    y_ticks = ticks(0, top, 3, integer=True)
+    left = max(30.0, CHAR * max(len(f"{v:,.0f}") for v in y_ticks) + 10)
+    frame = Frame(left, 38, WIDTH - left - 10, 110, low, high, 0.0, top * 1.05)
+    keys = [("first thick", "after")] + ([("second", "before")] if before is not None else [])
+    body = [_title(12, short(name, 26), keys)]
+    body.append(_y_axis(frame, y_ticks, [f"{v:,.0f}" for v in y_ticks]))
+    body.append(_bars(frame, edges.tolist(), after))
+    if before is not None:
+        line = f"M{_n(frame.x(low))} {_n(frame.bottom)}"
+        for stop, count in zip(edges[1:].tolist(), before.tolist(), strict=True):
+            line += f"V{_n(frame.y(count))}H{_n(frame.x(stop))}"
+        body.append(f'<path class="second thin" d="{line}V{_n(frame.bottom)}"/>')
+    axis = f"value in {constants.unit}" if constants.unit else "value"
+    if log:
+        at = _log_ticks(10**low, 10**high, room=frame.width)
+        labels = [_plain(v) for v in at]
+        body.append(_x_axis(frame, [math.log10(v) for v in at], f"{axis}, logarithmic", labels=labels))
+    else:
+        at = ticks(low, high, 5)
+        body.append(_x_axis(frame, at, axis, labels=[_plain(v) for v in at]))
+    label = f"Histogram of {name} after training" + (" and before" if before is not None else "")
+    return Picture(_svg(186, label, body), _constants_words(name, constants))
+
+
+def _bars(frame: Frame, edges: Sequence[float], counts: NDArray[Any]) -> str:
+    d = []
+    for (start, stop), count in zip(pairwise(edges), counts.tolist(), strict=True):
+        if count:
+            x, wide, height = (
+                frame.x(start) + 0.5,
+                frame.x(stop) - frame.x(start) - 1,
+                frame.bottom - frame.y(count),
+            )
+            d.append(f"M{_n(x)} {_n(frame.bottom)}v-{_n(height)}h{_n(wide)}v{_n(height)}z")
+    return f'<path class="first area" d="{"".join(d)}"/>' if d else ""
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4g}".replace("-", "\u2212")
+
+
+def _log_ticks(low: float, high: float, *, room: float) -> list[float]:
+    """1, 2 and 5 of each power of ten within ``low..high``, or as many of them as have room for their labels."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    slack = 1e-9
+    for digits, stride in (
+        ((1, 2, 5), 1),
+        ((1, 3), 1),
+        *(((1,), stride) for stride in (1, 2, 5, 10, 20, 50, 100)),
+    ):
+        powers = range(math.ceil(first / stride) * stride, last + 1, stride)
+        found = [float(f"{digit}e{power}") for power in powers for digit in digits]
+        found = [v for v in found if low * (1 - slack) <= v <= high * (1 + slack)]
+        places = [room * math.log(v / low) / math.log(high / low) for v in found]
+        half = [CHAR * len(_plain(v)) / 2 for v in found]
+        gaps = [
+            b - a - left - right
+            for (a, b), (left, right) in zip(pairwise(places), pairwise(half), strict=True)
+        ]
+        if all(gap >= 6 for gap in gaps):
+            return found
+    return found[:1]
+
+
+def _constants_words(name: str, constants: Constants) -> str:
+    unit = f" {constants.unit}" if constants.unit else ""
+    words = f"{name} of {plural(constants.trained.size, 'neuron')}"
+    spans = []
+    for when, values in (("after", constants.trained), ("before", constants.begun)):
+        if values is None:
+            continue
+        values = values[np.isfinite(values)]
+        if not values.size:
+            spans.append(f"no finite value {when} training")
+            continue
+        low, high = number(float(values.min())), number(float(values.max()))
+        spread = (
+            f"{low}{unit} for all"
+            if low == high
+            else f"{low} to {high}{unit}, median {number(float(np.median(values)))},"
+        )
+        spans.append(f"{spread} {when} training")
+    words += ": " + "; ".join(spans) + "."
+    if constants.begun is None:
+        words += " What they were before training is not known."
+    holes = sum(int(np.sum(~np.isfinite(v))) for v in (constants.trained, constants.begun) if v is not None)
+    if holes:
+        words += f" {plural(holes, 'value')} not finite, left out."
+    return words

@@ -68,6 +68,10 @@ class Classification(Task):
         """What the read-out says, ``(B, C)``."""
         return self.readout(y, lengths)
 
+    def evolve(self, output: Output) -> Tensor:
+        """The read-out of the steps so far."""
+        return self.readout.evolve(output.y, output.lengths)
+
     def criterion(self, scores: Tensor, y: Tensor) -> Tensor:
         """The loss of the scores."""
         loss: Tensor = self.loss(scores, y)

@@ -48,6 +48,8 @@ class Labelling(Task):
             count nowhere.
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1).
         class_weights: Weight of each class in the loss; ``None``: all 1.
+        tolerance: Steps by which a predicted onset, and in ``test_accuracy_near`` a predicted label, may be off in the test's
+            statistics: :func:`spiketide.segments.match_onsets`, :func:`spiketide.segments.near`.
         **training: Encoder, regularisers and optimiser: see :class:`.task.Task`.
 
     Raises:
@@ -69,6 +71,7 @@ class Labelling(Task):
         unlabelled: int | None = None,
         label_smoothing: float = 0.0,
         class_weights: list[float] | None = None,
+        tolerance: float = 0.0,
         **training: Any,
     ):
         super().__init__(network, **training)
@@ -82,6 +85,9 @@ class Labelling(Task):
             raise ParameterError(f"Labelling expected label_smoothing in [0, 1), got {label_smoothing!r}.")
         if class_weights is not None and not all(weight >= 0 for weight in class_weights):
             raise ParameterError(f"Labelling expected class_weights of 0 or more, got {class_weights!r}.")
+        if not tolerance >= 0:
+            raise ParameterError(f"Labelling expected a tolerance of 0 or more steps, got {tolerance!r}.")
+        self.tolerance = float(tolerance)
         self.skip = int(skip)
         self.unlabelled = unlabelled
         self.label_smoothing = float(label_smoothing)
@@ -91,6 +97,10 @@ class Labelling(Task):
     def scores(self, y: Tensor, lengths: Tensor | None) -> Tensor:
         """The network's output itself, ``(T, B, C)``."""
         return y
+
+    def evolve(self, output: Output) -> Tensor:
+        """The network's output itself: each step is judged by itself."""
+        return output.y
 
     def targets(self, y: Tensor, scores: Tensor) -> Tensor:
         """Labels ``(T, B)`` as they count, checked against the scores ``(T, B, C)``."""

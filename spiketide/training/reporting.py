@@ -17,31 +17,41 @@ from ..diagnose import Diagnosis, diagnose
 from ..errors import RunError
 from ..layer import Layer
 from ..neurons import ALIF, Neuron
+from ..neurons.base import Constant, TimeConstant
 from ..probe import is_spiking, valid_steps
-from ..report import ReportData, Row, SampleTrace, choose_samples, write_report
+from ..report import Constants, ReportData, Row, SampleTrace, Strip, choose_samples, write_report
+from ..segments import Onsets, match_onsets, near
 from ..synapses import LayerDelays, delay_statistics
-from ..types import Batch
+from ..types import UNLABELLED, Batch
 from .callbacks import Reseed
-from .classification import Classification
 from .folder import RunFolder
 from .judgement import judge
+from .labelling import Labelling
 from .operations import Operations, count_operations
 from .recipe import Built, Recipe
-from .task import Output
+from .task import Output, Task
+
+ADAPTATION = ("a", "w", "q")
+"""What the models call the variable by which they adapt: a threshold, a current, a refractory damping."""
 
 SAMPLES, WRONG, MEMBRANES = 6, 2, 4
 """Samples a report shows, how many of them misclassified, and membranes a layer."""
 
 
 class Collector(L.Callback):
-    """What the test data showed: predictions, rates of every neuron, synaptic operations."""
+    """What the test data showed: predictions, rates of every neuron, synaptic operations.
+
+    ``labels`` and ``predictions`` have a number a sample, or, of data labelled step by step, a row ``(T_i,)`` a sample.
+    """
 
     def __init__(self) -> None:
         self.labels: list[Tensor] = []
         self.predictions: list[Tensor] = []
+        self.stepwise = False
         self.operations = Operations()
         self._counts: dict[str, Tensor] = {}
         self._steps: dict[str, int] = {}
+        self._over: list[tuple[Tensor, Tensor]] = []
         self._stack = ExitStack()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -60,14 +70,33 @@ class Collector(L.Callback):
     ) -> None:
         """Take in one batch."""
         output: Output = outputs
-        self.labels.append(batch.y.cpu())
-        self.predictions.append(output.scores.argmax(-1).cpu())
-        self.operations.samples += batch.y.shape[0]
+        model: Any = pl_module
+        samples = output.y.shape[1]
+        self.stepwise = batch.y.dim() > 1
+        y, said = batch.y.cpu(), output.scores.argmax(-1).cpu()
+        if self.stepwise:
+            ends = [len(y)] * samples if output.lengths is None else output.lengths.tolist()
+            self.labels += [y[:end, column] for column, end in enumerate(ends)]
+            self.predictions += [said[:end, column] for column, end in enumerate(ends)]
+        else:
+            self.labels += list(y)
+            self.predictions += list(said)
+        self._over.append(self._right_over_time(model.evolve(output).argmax(-1).cpu(), y, output.lengths))
+        self.operations.samples += samples
         for name, spikes in output.spikes.items():
             steps = int(valid_steps(spikes, output.lengths_of(spikes)))
             self._steps[name] = self._steps.get(name, 0) + steps
             count = spikes.sum((0, 1), dtype=torch.float64).flatten().cpu()
             self._counts[name] = self._counts.get(name, 0) + count
+
+    def _right_over_time(self, said: Tensor, y: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Right answers and judged answers of every step, ``(T,)`` each."""
+        judged = torch.ones_like(said, dtype=torch.bool)
+        if lengths is not None:
+            judged = torch.arange(len(said)).unsqueeze(1) < lengths.cpu()
+        if self.stepwise:
+            judged = judged & (y != UNLABELLED)
+        return ((said == y) & judged).sum(1), judged.sum(1)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop counting."""
@@ -82,13 +111,29 @@ class Collector(L.Callback):
     @property
     def samples(self) -> int:
         """Test samples seen."""
-        return sum(len(labels) for labels in self.labels)
+        return len(self.labels)
+
+    def accuracy(self, unlabelled: int | None = None) -> float:
+        """Share of the test samples, or labelled steps, predicted right; ``unlabelled``: the class of steps without a label."""
+        y, said = self._all()
+        if unlabelled is not None:
+            y = torch.where(y == UNLABELLED, unlabelled, y)
+        judged = y != UNLABELLED
+        return int(((y == said) & judged).sum()) / max(1, int(judged.sum()))
+
+    def _all(self) -> tuple[Tensor, Tensor]:
+        join = torch.cat if self.stepwise else torch.stack
+        return join(self.labels), join(self.predictions)
 
     @property
-    def accuracy(self) -> float:
-        """Share of test samples predicted right."""
-        right = sum(int((a == b).sum()) for a, b in zip(self.labels, self.predictions, strict=True))
-        return right / self.samples
+    def over_time(self) -> np.ndarray:
+        """Accuracy at every step within a sequence, ``(T,)``: of those sequences that have a judged step there, else NaN."""
+        steps = max((len(right) for right, _ in self._over), default=0)
+        total = np.zeros((2, steps))
+        for pair in self._over:
+            for row, count in zip(total, pair, strict=True):
+                row[: len(count)] += count.numpy()
+        return np.divide(total[0], total[1], out=np.full(steps, np.nan), where=total[1] > 0)
 
     @property
     def rates(self) -> dict[str, np.ndarray]:
@@ -102,9 +147,42 @@ class Collector(L.Callback):
         return sum(float(count.sum()) for count in self._counts.values()) / max(1, places)
 
     def confusion(self, classes: int) -> np.ndarray:
-        """Counts ``(C, C)``, rows true."""
-        pairs = torch.cat(self.labels) * classes + torch.cat(self.predictions)
+        """Counts ``(C, C)`` of samples or labelled steps, rows true."""
+        y, said = self._all()
+        judged = y != UNLABELLED
+        pairs = y[judged] * classes + said[judged]
         return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes).numpy()
+
+    def onsets(self, classes: int, tolerance: float) -> list[Onsets]:
+        """How the onsets of every class were found; for data labelled step by step."""
+        truth, said = ([row.numpy() for row in rows] for rows in (self.labels, self.predictions))
+        return match_onsets(truth, said, classes, tolerance=tolerance)
+
+    def near(self, tolerance: float) -> float:
+        """Share of the labelled steps whose prediction occurs among the labels at most so many steps away."""
+        right = judged = 0
+        for y, said in zip(self.labels, self.predictions, strict=True):
+            labelled = (y != UNLABELLED).numpy()
+            right += int((near(y.numpy(), said.numpy(), int(tolerance)) & labelled).sum())
+            judged += int(labelled.sum())
+        return right / max(1, judged)
+
+
+def measured(model: Task, data: Any, collector: Collector) -> dict[str, Any]:
+    """What a test says of the predictions: ``test_accuracy``, and more where every step has a label."""
+    if not isinstance(model, Labelling):
+        return {"test_accuracy": collector.accuracy()}
+    names = data.class_names
+    found = collector.onsets(len(names), model.tolerance)
+    return {
+        "test_accuracy": collector.accuracy(model.unlabelled),
+        "test_accuracy_labelled": collector.accuracy(),
+        "test_accuracy_near": collector.near(model.tolerance),
+        "onset_tolerance": model.tolerance,
+        "onsets": {
+            name: {**row._asdict(), "missed": row.missed} for name, row in zip(names, found, strict=True)
+        },
+    }
 
 
 def make_report(
@@ -112,13 +190,28 @@ def make_report(
 ) -> Path:
     """Write ``report.html`` of a run whose test data was just measured."""
     model, data = built.model, built.data
-    truth, given = torch.cat(collector.labels).numpy(), torch.cat(collector.predictions).numpy()
-    chosen = choose_samples(truth, given, min(SAMPLES, len(truth)), wrong=min(WRONG, len(truth)))
+    chosen = _choose(collector)
     labels = layer_names(model.network)
     metrics = folder.read_json("metrics.json")
     story = folder.read_json("versions.json") or {}
-    classes = getattr(data, "num_classes", int(max(truth.max(), given.max())) + 1)
     names = getattr(data, "class_names", None)
+    classes = _classes(collector) if names is None else len(names)
+    traces = trace(built, chosen)
+    stepwise: dict[str, Any] = {}
+    if collector.stepwise:
+        step_ms = getattr(data, "dt", None)
+        stepwise = {
+            "unit": "labelled steps",
+            "strips": _strips(collector, chosen, traces, step_ms),
+            "onsets": dict(
+                zip(
+                    names or map(str, range(classes)),
+                    collector.onsets(classes, _tolerance(model)),
+                    strict=True,
+                )
+            ),
+            "onset_tolerance": _in_words(_tolerance(model), step_ms),
+        }
     report = ReportData(
         title=f"{recipe.name}, seed {built.seed}",
         recipe=recipe.yaml,
@@ -126,17 +219,93 @@ def make_report(
         curves=_curves(metrics["history"]),
         confusion=collector.confusion(classes),
         class_names=names,
-        samples=trace(built, chosen),
+        samples=traces,
+        over_time={"Accuracy": collector.over_time},
+        constants=_constants(recipe, built),
         firing={labels[name]: rates for name, rates in collector.rates.items()},
         delays=_delays(recipe, built),
         claim=None if built.claim is None else _claim(built, result),
         environment=_environment(story),
         diagnosis=_diagnose(built).messages,
         best_epoch=int(metrics["best"]["epoch"]),
+        **stepwise,
     )
     path = folder.path / "report.html"
     write_report(report, path)
     return path
+
+
+def _classes(collector: Collector) -> int:
+    return 1 + max(int(row.max()) for row in (*collector.labels, *collector.predictions))
+
+
+def _tolerance(model: Task) -> float:
+    return model.tolerance if isinstance(model, Labelling) else 0.0
+
+
+def _in_words(steps: float, step_ms: float | None) -> str:
+    return f"{steps:g} steps" + ("" if step_ms is None else f" ({steps * step_ms:g} ms)")
+
+
+def _choose(collector: Collector) -> list[int]:
+    """Samples to show: right and wrong ones, or sequences from the best to the worst labelled."""
+    count = min(SAMPLES, collector.samples)
+    if not collector.stepwise:
+        truth, given = (torch.stack(rows).numpy() for rows in (collector.labels, collector.predictions))
+        return choose_samples(truth, given, count, wrong=min(WRONG, count))
+    shares = []
+    for y, said in zip(collector.labels, collector.predictions, strict=True):
+        judged = y != UNLABELLED
+        shares.append(float((y == said)[judged].float().mean()) if bool(judged.any()) else -1.0)
+    order = np.argsort(shares, kind="stable")[::-1]
+    places = np.linspace(0, len(order) - 1, count).round().astype(int)
+    return [int(order[place]) for place in dict.fromkeys(places.tolist())]
+
+
+def _strips(
+    collector: Collector, chosen: list[int], traces: list[SampleTrace], step_ms: float | None
+) -> list[Strip]:
+    """True and predicted labels of the chosen sequences, beneath their input."""
+    return [
+        Strip(
+            labels=collector.labels[number].numpy(),
+            predictions=collector.predictions[number].numpy(),
+            input=None if sample.input is None else sample.input[: len(collector.labels[number])],
+            title=f"Test sequence {number}",
+            step_ms=step_ms,
+        )
+        for number, sample in zip(chosen, traces, strict=True)
+    ]
+
+
+def _constants(recipe: Recipe, built: Built) -> dict[str, Constants]:
+    """The trained constants of every neuron, and those it began with; time constants in steps."""
+    network = built.model.network
+    now = _trained_constants(network)
+    if not now:
+        return {}
+    with isolate_rng():  # as with the delays: what is drawn here must not change what is drawn after it
+        begun = _trained_constants(recipe.build().model.network)
+    return {
+        name: Constants(begun=begun[name][0], trained=values, unit=unit)
+        for name, (values, unit) in now.items()
+    }
+
+
+def _trained_constants(network: nn.Module) -> dict[str, tuple[np.ndarray, str]]:
+    labels = layer_names(network)
+    found: dict[str, tuple[np.ndarray, str]] = {}
+    for name, neuron in network.named_modules():
+        if not isinstance(neuron, Neuron):
+            continue
+        for constant in neuron.children():
+            if isinstance(constant, Constant) and any(p.requires_grad for p in constant.parameters()):
+                values = constant().detach().flatten().cpu().numpy()
+                in_steps = isinstance(constant, TimeConstant)
+                found[f"{labels[name]} {constant.name}"] = (
+                    (values / neuron.dt, "steps") if in_steps else (values, "")
+                )
+    return found
 
 
 def rewrite_report(folder: RunFolder) -> Path:
@@ -173,7 +342,7 @@ def _diagnose(built: Built) -> Diagnosis:
     data.prepare_data()
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    return diagnose(model.network, batch, encoder=model.encoder, readout=model.readout, loss=model.loss)
+    return diagnose(model.network, batch, encoder=model.encoder, readout=model.scores, loss=model.criterion)
 
 
 def layer_names(network: nn.Module) -> dict[str, str]:
@@ -194,21 +363,22 @@ def trace(built: Built, chosen: list[int]) -> list[SampleTrace]:
     first = 0
     with torch.no_grad():
         for index, batch in enumerate(data.test_dataloader()):
-            here = [number - first for number in chosen if first <= number < first + len(batch.y)]
+            samples = batch.y.shape[-1]  # (B,), or (T, B)
+            here = [number - first for number in chosen if first <= number < first + samples]
             if here:
                 Reseed.test_batch(built.seed, index)  # the same noise as in the measurement
                 for column, sample in zip(here, _traces(model, batch, here), strict=True):
                     found[first + column] = sample
-            first += len(batch.y)
+            first += samples
             if len(found) == len(chosen):
                 break
     return [found[number] for number in chosen]
 
 
-def _traces(model: Classification, batch: Batch, columns: list[int]) -> list[SampleTrace]:
+def _traces(model: Task, batch: Batch, columns: list[int]) -> list[SampleTrace]:
     x = batch.x if model.encoder is None else model.encoder(batch.x)
     output = model(batch._replace(x=x), encoded=True)
-    scores = model.readout.evolve(output.y, output.lengths)
+    scores = model.evolve(output)
     membranes = record_membranes(model.network, x[:, columns])
     labels = layer_names(model.network)
 
@@ -221,45 +391,48 @@ def _traces(model: Classification, batch: Batch, columns: list[int]) -> list[Sam
     for position, column in enumerate(columns):
         length = output.y.shape[0] if output.lengths is None else int(output.lengths[column])
         hidden = {labels[name]: longer(spikes[:, column]) for name, spikes in output.spikes.items()}
-        membrane, threshold, neurons = {}, {}, {}
+        membrane, threshold, adaptation, neurons = {}, {}, {}, {}
         for name, spikes in output.spikes.items():
             if name not in membranes:
                 continue
             # The neurons that fire most in this sample have the most to show.
             busy = spikes[:length, column].flatten(1).sum(0).argsort(descending=True, stable=True)[:MEMBRANES]
-            v, limit = membranes[name]
+            v, limit, adapted = membranes[name]
             neurons[labels[name]] = busy.tolist()
             membrane[labels[name]] = v[:, position].flatten(1)[:, busy].numpy()
             if limit is not None:
                 threshold[labels[name]] = limit[:, position].flatten(1)[:, busy].numpy()
+            if adapted is not None:
+                adaptation[labels[name]] = adapted[:, position].flatten(1)[:, busy].numpy()
         samples.append(
             SampleTrace(
-                label=int(batch.y[column]),
-                prediction=int(output.scores[column].argmax()),
+                label=None if batch.y.dim() > 1 else int(batch.y[column]),
+                prediction=None if batch.y.dim() > 1 else int(output.scores[column].argmax()),
                 input=longer(x[:, column]),
                 hidden=hidden,
                 membrane=membrane,
                 scores=scores[:, column].numpy(),
                 lengths=length,
                 threshold=threshold,
+                adaptation=adaptation,
                 neurons=neurons,
             )
         )
     return samples
 
 
-def record_membranes(network: Layer, x: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Membrane and threshold of every spiking neuron after every step, by streaming one step at a time.
+def record_membranes(network: Layer, x: Tensor) -> dict[str, tuple[Tensor, Tensor | None, Tensor | None]]:
+    """Membrane, threshold and adaptation of every spiking neuron after every step, by streaming one step at a time.
 
     In evaluation mode, in which norms and dropout stream too. Empty for a network that looks into the future, or with delays that
     have a tail: these do not stream.
 
     Shapes:
-        ``x (T, B, *N_in)`` -> name: ``(T, B, *N)`` twice; the threshold is ``None`` where a model has none.
+        ``x (T, B, *N_in)`` -> name: ``(T, B, *N)`` three times; threshold and adaptation are ``None`` where a model has none.
     """
     if any(isinstance(module, Bidirectional) or getattr(module, "tail", 0) for module in network.modules()):
         return {}
-    kept: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+    kept: dict[str, list[tuple[Tensor, Tensor | None, Tensor | None]]] = {}
 
     def keep(name: str, neuron: Any) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -268,7 +441,8 @@ def record_membranes(network: Layer, x: Tensor) -> dict[str, tuple[Tensor, Tenso
             if isinstance(neuron, ALIF):
                 limit = neuron.threshold() + neuron.adaptation() * state["a"]
             v = state["v"]
-            kept.setdefault(name, []).append((v, None if limit is None else limit.expand_as(v)))
+            adapted = next((state[word] for word in ADAPTATION if word in state), None)
+            kept.setdefault(name, []).append((v, None if limit is None else limit.expand_as(v), adapted))
 
         return hook
 
@@ -284,11 +458,12 @@ def record_membranes(network: Layer, x: Tensor) -> dict[str, tuple[Tensor, Tenso
     finally:
         for handle in handles:
             handle.remove()
-    stacked: dict[str, tuple[Tensor, Tensor | None]] = {}
-    for name, steps in kept.items():
-        limits = [limit for _, limit in steps if limit is not None]
-        stacked[name] = (torch.stack([v for v, _ in steps]), torch.stack(limits) if limits else None)
-    return stacked
+    return {name: tuple(map(_stacked, zip(*steps, strict=True))) for name, steps in kept.items()}  # type: ignore[misc]
+
+
+def _stacked(steps: tuple[Tensor | None, ...]) -> Tensor | None:
+    there = [step for step in steps if step is not None]
+    return torch.stack(there) if there else None
 
 
 def _summary(model: nn.Module, metrics: dict[str, Any], result: dict[str, Any]) -> list[Row]:
@@ -298,7 +473,7 @@ def _summary(model: nn.Module, metrics: dict[str, Any], result: dict[str, Any]) 
         f"{sparse / dense:.1%} of {dense:,.0f} if every connection were used at every step" if dense else ""
     )
     return [
-        Row("Test accuracy", result["test_accuracy"], f"on {result['samples']:,} samples, measured once"),
+        *_accuracies(model, result),
         Row("Validation accuracy", metrics["best"].get("val/accuracy"), "of the epoch that was tested"),
         Row("Test loss", result["test_loss"]),
         Row("Firing rate", result["firing_rate"], "spikes per neuron and step, all spiking layers"),
@@ -309,11 +484,35 @@ def _summary(model: nn.Module, metrics: dict[str, Any], result: dict[str, Any]) 
     ]
 
 
+def _accuracies(model: nn.Module, result: dict[str, Any]) -> list[Row]:
+    once = f"on {result['samples']:,} samples, measured once"
+    if not isinstance(model, Labelling):
+        return [Row("Test accuracy", result["test_accuracy"], once)]
+    as_published = (
+        "" if model.unlabelled is None else f"; a step without a label counts as class {model.unlabelled}"
+    )
+    return [
+        Row("Test accuracy", result["test_accuracy"], f"of all steps, {once}{as_published}"),
+        Row("Test accuracy, labelled", result["test_accuracy_labelled"], "of the steps that have a label"),
+        Row(
+            "Test accuracy, near",
+            result["test_accuracy_near"],
+            f"a label up to {model.tolerance:g} steps away counts",
+        ),
+    ]
+
+
 def _curves(history: list[dict[str, float]]) -> dict[str, list[tuple[int, float | None, float | None]]]:
-    wanted = {"loss": "Loss", "accuracy": "Accuracy", "rate": "Firing rate"}
+    wanted = {
+        "loss": "Loss",
+        "accuracy": "Accuracy",
+        "accuracy_labelled": "Accuracy, labelled",
+        "rate": "Firing rate",
+    }
     return {
         word: [(int(row["epoch"]), row.get(f"train/{name}"), row.get(f"val/{name}")) for row in history]
         for name, word in wanted.items()
+        if name != "accuracy_labelled" or any(f"val/{name}" in row for row in history)
     }
 
 

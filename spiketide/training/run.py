@@ -22,7 +22,7 @@ from ..errors import RunError
 from .callbacks import Bar, Keep, Reseed
 from .folder import AtomicCheckpointIO, RunFolder, versions
 from .recipe import Built, Recipe
-from .reporting import Collector, make_report
+from .reporting import Collector, make_report, measured
 
 log = logging.getLogger("spiketide")
 
@@ -192,7 +192,7 @@ def _measure(folder: RunFolder) -> dict[str, Any]:
     began = time.perf_counter()
     recipe, built, collector, metrics = evaluate(folder)
     result = {
-        "test_accuracy": collector.accuracy,
+        **measured(built.model, built.data, collector),
         "test_loss": metrics["test/loss"],
         "firing_rate": collector.rate,
         "firing_rates": {name: float(rates.mean()) for name, rates in collector.rates.items()},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +22,11 @@ from ..synapses.delay import DelayAnneal, clamp_delays
 from ..types import Batch, State, detach
 from .groups import parameter_groups
 from .schedule import SCHEDULES, Schedule
+
+log = logging.getLogger("spiketide")
+
+OVERFLOWS = 10
+"""Steps in a row without a finite gradient after which a run has diverged."""
 
 OPTIMIZERS = ("adam", "adamw", "adamax", "sgd")
 
@@ -147,6 +154,7 @@ class Task(L.LightningModule, ABC):
         self.step_every, self.step_factor = int(step_every), float(step_factor)
         self.clip, self.clip_at = clip, float(clip_at)
         self.truncate = truncate
+        self._overflows = 0
         if truncate is not None:
             self.automatic_optimization = False  # several optimiser steps a batch
             streams = [m for m in self.network.modules() if "streaming" in getattr(m, "exempt", {})]
@@ -189,6 +197,10 @@ class Task(L.LightningModule, ABC):
     @abstractmethod
     def scores(self, y: Tensor, lengths: Tensor | None) -> Tensor:
         """What is compared with the labels, from the network's output ``(T, B, C)``."""
+
+    @abstractmethod
+    def evolve(self, output: Output) -> Tensor:
+        """The scores of every moment, ``(T, B, C)``: what would be said had the sequence ended there."""
 
     @abstractmethod
     def criterion(self, scores: Tensor, y: Tensor) -> Tensor:
@@ -336,6 +348,37 @@ class Task(L.LightningModule, ABC):
     def on_train_batch_end(self, *_: Any) -> None:
         """Put delays back that the step moved out of their range."""
         clamp_delays(self.network)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Leave a step out whose gradient is NaN or infinite: it would turn every weight into NaN.
+
+        Long sequences overflow now and then in float32. Ten such steps in a row are a diverged run.
+
+        Raises:
+            NonFiniteError: the tenth in a row; it names a parameter, and the checkpoint of the last whole epoch stands.
+        """
+        named = [(name, p.grad) for name, p in self.named_parameters() if p.grad is not None]
+        if not named:
+            return
+        norms = torch.stack(torch._foreach_norm([grad for _, grad in named]))
+        if math.isfinite(norms.sum().item()):
+            self._overflows = 0
+            return
+        self._overflows += 1
+        bad = [name for (name, _), norm in zip(named, norms.tolist(), strict=True) if not math.isfinite(norm)]
+        where = bad[0] if bad else named[0][0]
+        log.warning(
+            "the gradient of %s (and %d others) is not finite: this step is left out",
+            where,
+            max(0, len(bad) - 1),
+        )
+        if self._overflows >= OVERFLOWS:
+            raise NonFiniteError(
+                f"the gradient of {where} was NaN or infinite in {OVERFLOWS} steps in a row: the run diverged. Lower the "
+                "learning rate (--model.lr) or clip the gradient (--model.clip norm --model.clip_at 1.0); the checkpoint of the "
+                "last whole epoch is kept."
+            )
+        optimizer.zero_grad(set_to_none=True)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip as this module was told."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spiketide.errors import ParameterError, ShapeError
-from spiketide.report import ReportData, Row, SampleTrace, choose_samples
+from spiketide.report import Constants, ReportData, Row, SampleTrace, Strip, choose_samples
 
 
 def trace(scores, prediction, **other):
@@ -55,6 +55,8 @@ def test_threshold_is_spread_over_steps_and_neurons():
         ({"input": np.zeros((4, 2)), "lengths": 5}, r"0\.\.4"),
         ({"membrane": {"a": np.zeros((4, 2))}, "threshold": {"a": [1.0, 2.0, 3.0]}}, r"\(2,\)"),
         ({"membrane": {"a": np.zeros((4, 2))}, "neurons": {"a": [1]}}, "2 neuron indices"),
+        ({"membrane": {"a": np.zeros((4, 2))}, "adaptation": {"a": np.zeros((4, 3))}}, r"\(4, 2\), like its"),
+        ({"membrane": {"a": np.zeros((4, 2))}, "adaptation": {"a": np.zeros((5, 2))}}, "same T"),
     ],
 )
 def test_a_trace_refuses_arrays_that_do_not_fit(arguments, words):
@@ -63,6 +65,10 @@ def test_a_trace_refuses_arrays_that_do_not_fit(arguments, words):
 
 
 def test_a_layer_name_that_is_not_there_gets_the_nearest_one():
+    with pytest.raises(ParameterError, match="adaptation: .*did you mean 'lif1'"):
+        SampleTrace(
+            label=0, prediction=0, membrane={"lif1": np.zeros((4, 2))}, adaptation={"lif_1": np.zeros((4, 2))}
+        )
     with pytest.raises(ParameterError, match="did you mean 'lif1'"):
         SampleTrace(label=0, prediction=0, membrane={"lif1": np.zeros((4, 2))}, threshold={"lif_1": 1.0})
 
@@ -79,6 +85,12 @@ def test_a_layer_name_that_is_not_there_gets_the_nearest_one():
         ({"curves": {"loss": [(0, 1.0)]}}, ParameterError, r"\(epoch, train, validation\)"),
         ({"missing": {"curve": "none"}}, ParameterError, "did you mean 'curves'"),
         ({"firing": {"lif": [-0.1]}}, ParameterError, ">= 0"),
+        ({"unit": " "}, ParameterError, "plural"),
+        ({"over_time": {"test": [[0.5]]}}, ShapeError, r"\(T,\)"),
+        ({"over_time": {"test": []}}, ShapeError, "1 or more"),
+        ({"over_time": {"test": [50.0, 80.0]}}, ParameterError, "not percent"),
+        ({"over_time": {"test": [0.5, float("inf")]}}, ParameterError, "0 to 1"),
+        ({"class_names": ["a"], "strips": [Strip([0], [1])]}, ParameterError, "classes of strip 0"),
         (
             {"class_names": ["a"], "samples": [SampleTrace(label=0, prediction=1)]},
             ParameterError,
@@ -134,3 +146,62 @@ def test_choose_samples_refuses_what_it_cannot_count():
         choose_samples([0], [0], 0)
     with pytest.raises(ParameterError):
         choose_samples([0], [0], 2, wrong=3)
+
+
+def test_a_sequence_without_one_label_is_neither_right_nor_wrong():
+    for label, prediction in ((None, None), (0, None), (None, 0)):
+        sample = SampleTrace(label=label, prediction=prediction, scores=np.array([[1.0, 0.0]]))
+        assert sample.correct is None
+        assert sample.final_from == (None if prediction is None else 0)
+        data = ReportData(title="run", samples=[sample])
+        assert data.class_names == ("0", "1")
+
+
+def test_a_strip_counts_labelled_steps_only():
+    strip = Strip(np.array([0, 1, -1, 2, 2]), [0, 0, 1, 2, -1], np.zeros((5, 2, 3)))
+    assert strip.wrong.tolist() == [False, True, False, False, True]
+    assert strip.accuracy == 0.5 and strip.input.shape == (5, 6)
+    assert Strip([-1, -1], [0, 1]).accuracy is None
+    assert ReportData(title="run", strips=[strip]).class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"labels": [[0]], "predictions": [0]}, ShapeError, r"labels as \(T,\)"),
+        ({"labels": [], "predictions": []}, ShapeError, "1 or more"),
+        ({"labels": [0.0], "predictions": [0]}, ShapeError, "float64"),
+        ({"labels": [0], "predictions": [-2]}, ParameterError, "predictions of 0 or more"),
+        ({"labels": [0, 1], "predictions": [0]}, ShapeError, "got 1 and 2"),
+        ({"labels": [0], "predictions": [0], "input": np.zeros((2, 3))}, ShapeError, "input of 1 steps"),
+        ({"labels": [0], "predictions": [0], "channels": ["a"]}, ShapeError, "0 channel names"),
+        ({"labels": [0], "predictions": [0], "step_ms": 0}, ParameterError, "step_ms > 0"),
+        ({"labels": [0], "predictions": [0], "step_ms": float("nan")}, ParameterError, "step_ms > 0"),
+    ],
+)
+def test_a_strip_refuses_what_does_not_fit(arguments, error, words):
+    with pytest.raises(error, match=words):
+        Strip(**arguments)
+
+
+def test_constants_are_logarithmic_when_positive_and_more_than_a_factor_of_four_apart():
+    assert Constants([1.0], [4.1]).logarithmic and Constants(None, [1.0, 4.1]).logarithmic
+    assert not Constants([1.0], [4.0]).logarithmic
+    assert not Constants([0.0], [9.0]).logarithmic and not Constants(None, [-1.0, 9.0]).logarithmic
+    assert Constants([1.0, 2.0], [float("nan"), 9.0]).logarithmic
+    assert not Constants(None, [float("nan")]).logarithmic
+    assert Constants(None, np.ones((2, 3))).trained.shape == (6,)
+
+
+@pytest.mark.parametrize(
+    ("begun", "trained", "words"),
+    [
+        (None, [], "1 or more"),
+        (None, ["a"], "trained as"),
+        ([1.0], [1.0, 2.0], "got 1 and 2"),
+        ([], [1.0], "begun as"),
+    ],
+)
+def test_constants_refuse_what_does_not_fit(begun, trained, words):
+    with pytest.raises(ShapeError, match=words):
+        Constants(begun, trained)

@@ -14,8 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spiketide.errors import RunError
-from spiketide.report import ReportData, Row, SampleTrace, html, plots, render_report, write_report
+from spiketide.report import (
+    Constants,
+    ReportData,
+    Row,
+    SampleTrace,
+    Strip,
+    html,
+    plots,
+    render_report,
+    write_report,
+)
 from spiketide.report.data import SECTIONS
+from spiketide.segments import Onsets
 from spiketide.synapses import SynapticDelay, delay_statistics
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -68,7 +79,7 @@ def section(text, key):
 
 def test_all_sections_stand_in_order(page):
     ids = [attrs["id"] for tag, attrs in page.attributes if tag == "section"]
-    always = tuple(key for key in html.TITLES if key != "delays")
+    always = tuple(key for key in html.TITLES if key not in html.OPTIONAL)
     assert tuple(ids) == SECTIONS == always == tuple(html.ABSENT)
 
 
@@ -130,6 +141,7 @@ def hostile(text):
     return ReportData(
         title=text,
         recipe=text,
+        unit=text,
         summary=[Row(text, text, text)],
         curves={text: [(0, 1.0, 2.0), (1, 0.5, 1.0)]},
         confusion=[[1, 2], [3, 4]],
@@ -142,9 +154,16 @@ def hostile(text):
                 hidden={text: np.eye(3)},
                 membrane={text: np.eye(3)},
                 threshold={text: 1.0},
+                adaptation={text: np.eye(3)},
                 scores=np.ones((3, 2)),
-            )
+            ),
+            SampleTrace(label=None, prediction=None, scores=np.ones((3, 2))),
         ],
+        strips=[Strip([0, 1, -1], [0, 0, 1], np.eye(3), title=text, step_ms=4.0, channels=[text] * 3)],
+        over_time={text: [0.5, 1.0]},
+        onsets={text: Onsets(3, 2, 1)},
+        onset_tolerance=text,
+        constants={text: Constants([1.0], [2.0], text)},
         firing={text: np.ones(3)},
         delays={text: delay_statistics(SynapticDelay(3, 2, 4))[""]},
         claim={"paper": text, "value": text, "verdict": text, text: text},
@@ -180,7 +199,7 @@ def test_the_strict_reader_would_notice_an_injection():
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.text(min_size=1, max_size=30))
+@given(st.text(min_size=1, max_size=30).filter(str.strip))
 def test_any_text_gives_a_well_formed_page(text):
     closed_to_the_outside(render_report(hostile(text)))
 
@@ -438,6 +457,6 @@ def test_both_colour_schemes_have_enough_contrast(scheme):
 def test_the_reference_page_names_every_field():
     reference = Path(__file__).parents[2] / "docs" / "reference" / "report.md"
     text = reference.read_text(encoding="utf-8")
-    for owner in (ReportData, SampleTrace):
+    for owner in (ReportData, SampleTrace, Strip, Constants):
         for name in owner.__dataclass_fields__:
             assert f"`{name}`" in text, f"{owner.__name__}.{name} is not in docs/reference/report.md"

@@ -32,7 +32,8 @@ def test_membranes_by_hand() -> None:
     v3 = decay * v2 + 0.4 - 1.0  # it fired
     v4 = decay * v3 + 0.4
     assert list(found) == ["0"]  # a read-out has no spikes to explain
-    membrane, threshold = found["0"]
+    membrane, threshold, adaptation = found["0"]
+    assert adaptation is None
     assert membrane.flatten().tolist() == pytest.approx([v1, v2, v3, v4], abs=1e-6)
     assert threshold is not None and threshold.flatten().tolist() == [1.0] * 4
 
@@ -41,11 +42,13 @@ def test_the_adaptive_threshold_moves() -> None:
     network = Sequential(Dense(3, 5), Recurrent(ALIF(5, threshold=0.05), Dense(5, 5)))
     x = torch.rand(20, 2, 3)
     with torch.no_grad():
-        membrane, threshold = record_membranes(network, x)["1.neuron"]
+        membrane, threshold, adaptation = record_membranes(network, x)["1.neuron"]
         spikes, _ = network(x)
     assert membrane.shape == (20, 2, 5) and threshold is not None
     assert spikes.sum() > 0
     assert float(threshold.min()) == pytest.approx(0.05) and float(threshold.max()) > 0.055
+    assert adaptation is not None
+    torch.testing.assert_close(threshold, 0.05 + 1.8 * adaptation)
     assert layer_names(network) == {"1.neuron": "1 ALIF"}
 
 
@@ -124,7 +127,7 @@ def test_the_report_knows_the_delays_before_training(lr_delays: float, tmp_path:
         began.append(self.network[1].delays.delay.detach().clone())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reporting.Classification, "on_train_start", watch, raising=False)
+        patch.setattr(reporting.Task, "on_train_start", watch, raising=False)
         patch.setattr(reporting, "write_report", lambda data, path: given.append(data))
         train(delayed(lr_delays), folder)
         run_test(folder)

@@ -1,0 +1,121 @@
+"""How many synaptic operations a network did: what event-driven hardware does, against the same network done densely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..compose import Recurrent
+from ..layer import parameter_roles
+from ..synapses.base import Synapse
+from ..types import State, map_state
+
+
+@dataclass
+class Operations:
+    """Counts of additions at synapses.
+
+    ``sparse[name]`` counts, for every nonzero input of a synapse, the connections it has: what event-driven hardware adds.
+    ``dense[name]`` counts every connection at every valid step, whatever the input. Biases are counted in neither.
+    """
+
+    samples: int = 0
+    sparse: dict[str, float] = field(default_factory=dict)
+    dense: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sparse_per_sample(self) -> float:
+        """Event-driven operations of an average sample."""
+        return sum(self.sparse.values()) / max(1, self.samples)
+
+    @property
+    def dense_per_sample(self) -> float:
+        """Dense operations of an average sample."""
+        return sum(self.dense.values()) / max(1, self.samples)
+
+
+def connections(
+    synapse: Synapse, x: Tensor, lengths: Tensor | None = None, state: State | None = None
+) -> float:
+    """Connections that the nonzero entries of ``x`` use, counted by the synapse itself with all weights set to one.
+
+    Exact for every synapse that is linear in its input, whatever its geometry. With ``state``, what is still on its way in it
+    counts where it arrives.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.synapses import Dense
+        >>> from spiketide.energy.operations import connections
+        >>> x = torch.zeros(5, 1, 3)
+        >>> x[2, 0, 1] = 0.7
+        >>> connections(Dense(3, 4), x)
+        4.0
+    """
+    roles = parameter_roles(synapse)
+    ones = {
+        name: torch.zeros_like(value) if name.split(".")[-1] == "bias" else torch.ones_like(value)
+        for name, value in synapse.named_parameters()
+        if roles[value] != "delays"  # when an input arrives is no weight
+    }
+    begin = None if state is None else map_state(lambda leaf: (leaf != 0).to(leaf.dtype), state)
+    counts, _ = functional_call(synapse, ones, ((x != 0).to(x.dtype), begin), {"lengths": lengths})
+    return float(counts.sum(dtype=torch.float64))
+
+
+@contextmanager
+def count_operations(network: nn.Module) -> Iterator[Operations]:
+    """Count the synaptic operations of every forward inside the block; ``samples`` is for the caller to set.
+
+    The feedback of a :class:`spiketide.compose.Recurrent` is counted from its spikes, one step later.
+    """
+    total = Operations()
+    handles = []
+    counting = False  # counting calls the synapse itself, and that call must not be counted
+
+    def add(name: str, synapse: Synapse, x: Tensor, lengths: Tensor | None) -> None:
+        nonlocal counting
+        if counting:
+            return
+        counting = True
+        try:
+            with torch.no_grad():
+                total.sparse[name] = total.sparse.get(name, 0.0) + connections(synapse, x, lengths)
+                total.dense[name] = total.dense.get(name, 0.0) + connections(
+                    synapse, torch.ones_like(x), lengths
+                )
+        finally:
+            counting = False
+
+    def forward_hook(name: str) -> Any:
+        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            add(name, module, args[0], kwargs.get("lengths"))
+
+        return hook
+
+    def feedback_hook(name: str) -> Any:
+        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            spikes = output[0]
+            fed_back = torch.cat([torch.zeros_like(spikes[:1]), spikes[:-1]])
+            add(name, module.synapse, fed_back, kwargs.get("lengths"))
+
+        return hook
+
+    inside: set[nn.Module] = set()
+    for name, module in network.named_modules():
+        if isinstance(module, Recurrent):
+            inside |= set(module.synapse.modules())
+            handles.append(module.register_forward_hook(feedback_hook(f"{name}.synapse"), with_kwargs=True))
+        elif isinstance(module, Synapse) and module not in inside:
+            inside |= set(module.modules())
+            handles.append(module.register_forward_hook(forward_hook(name), with_kwargs=True))
+    try:
+        yield total
+    finally:
+        for handle in handles:
+            handle.remove()

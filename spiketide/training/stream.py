@@ -1,0 +1,295 @@
+"""A trained network on a stream: steps go in as they come, labels come out."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ..encoders import LevelCrossing
+from ..errors import DataError, NonFiniteError, ParameterError, RunError, ShapeError
+from ..types import State
+from .folder import RunFolder
+from .labelling import Labelling
+from .task import Task
+
+
+class Streamer:
+    """The network of a :class:`.Labelling` task, fed a few steps at a time; its state goes on from call to call.
+
+    However the steps are cut into calls, the labels are those of the whole sequence at once. (The scores agree up to the rounding
+    of float32: a matrix product of one row and of many rows adds in another order.)
+
+    Example:
+        >>> import torch
+        >>> from spiketide import Dense, LeakyIntegrator, LIF
+        >>> from spiketide.training import Labelling
+        >>> from spiketide.training.stream import Streamer
+        >>> _ = torch.manual_seed(0)
+        >>> task = Labelling([Dense(2, 8), LIF(8, threshold=0.2), Dense(8, 3), LeakyIntegrator(3)])
+        >>> x = torch.rand(50, 2).numpy()
+        >>> whole, steps = Streamer(task), Streamer(task)
+        >>> bool((whole(x)[0] == [steps(row[None])[0][0] for row in x]).all())
+        True
+
+    Shapes:
+        a call takes ``x (n, *N)`` and gives labels ``(n,)`` and the probabilities of the classes ``(n, C)``.
+
+    Args:
+        task: what was trained; it is put into evaluation mode.
+
+    Raises:
+        ParameterError: a task other than labelling, or a network that cannot stream.
+        ShapeError, NonFiniteError: input of another shape, or with NaN or infinity.
+    """
+
+    def __init__(self, task: Task) -> None:
+        if not isinstance(task, Labelling):
+            raise ParameterError(
+                f"a stream is labelled step by step, but this task is {type(task).__name__}, with one label for a whole "
+                "sequence: train with spiketide.training.Labelling."
+            )
+        blind = [
+            m
+            for m in task.network.modules()
+            if "streaming" in getattr(m, "exempt", {}) or bool(getattr(m, "tail", 0))
+        ]
+        if blind:
+            raise ParameterError(
+                f"{type(blind[0]).__name__} needs the whole sequence at once: this network cannot label a stream."
+            )
+        self.task = task.eval()
+        self.state: State | None = None
+        self.steps = 0
+
+    def __call__(self, x: ArrayLike | Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Labels and probabilities of the next steps."""
+        steps = torch.as_tensor(np.asarray(x, dtype=np.float32))
+        if steps.dim() < 2:
+            raise ShapeError(f"a stream expected steps (n, *N), got {tuple(steps.shape)}.")
+        if not len(steps):
+            return np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
+        if not bool(torch.isfinite(steps).all()):
+            bad = int((~torch.isfinite(steps)).flatten(1).any(1).nonzero()[0])
+            raise NonFiniteError(
+                f"step {self.steps + bad} of the stream has NaN or infinity; nothing of this call was taken in."
+            )
+        with torch.no_grad():
+            x = steps.unsqueeze(1)
+            x = x if self.task.encoder is None else self.task.encoder(x)
+            y, self.state = self.task.network(x, self.state)
+        self.steps += len(steps)
+        scores = y[:, 0].softmax(-1)
+        return y[:, 0].argmax(-1).numpy(), scores.numpy()
+
+    def reset(self) -> None:
+        """Begin another sequence."""
+        self.state, self.steps = None, 0
+
+
+class Labelled(NamedTuple):
+    """One step of a stream: its number, its class, and how probable the network finds it."""
+
+    step: int
+    label: int
+    probability: float
+
+
+def open_stream(folder: RunFolder) -> tuple[Streamer, Any]:
+    """The best checkpoint of a run as a :class:`Streamer`, and its data module for the names.
+
+    Raises:
+        RunError: no checkpoint yet.
+        ParameterError: a task or network that cannot stream.
+    """
+    from .run import load
+
+    if not folder.best.is_file():
+        raise RunError(f"{folder.path} has no best checkpoint yet: train it first.")
+    built = load(folder).build()
+    checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
+    built.model.load_state_dict(checkpoint["state_dict"])
+    return Streamer(built.model), built.data
+
+
+def label_stream(
+    streamer: Streamer, rows: Iterable[ArrayLike], *, chunk: int = 1, code: LevelCrossing | None = None
+) -> Iterator[Labelled]:
+    """Label rows as they come.
+
+    Args:
+        streamer: the network.
+        rows: one array ``(N,)`` a step.
+        chunk: rows that are collected before the network runs; 1: each at once. The labels do not depend on it.
+        code: turns the rows, which are then samples of a signal, into up and down events, channel by channel (up, down), as it
+            does for the whole signal. With ``mode="difference"`` a step is labelled when its successor has come.
+
+    Raises:
+        ParameterError: a code that needs the whole signal (smoothing or normalisation).
+    """
+    if chunk < 1:
+        raise ParameterError(f"label_stream expected a chunk of 1 or more steps, got {chunk!r}.")
+    source = iter(rows) if code is None else _events(iter(rows), code, chunk)
+    step = 0
+    while block := list(islice(source, chunk)):
+        labels, probabilities = streamer(np.stack([np.asarray(row, dtype=np.float32) for row in block]))
+        for label, row in zip(labels.tolist(), probabilities, strict=True):
+            yield Labelled(step, label, float(row[label]))
+            step += 1
+
+
+def _events(rows: Iterator[ArrayLike], code: LevelCrossing, chunk: int) -> Iterator[NDArray[np.float32]]:
+    """The code of a signal that comes in pieces: what it needs of the past is one sample, or the level reached."""
+    if code.smooth or code.normalise != "none":
+        raise ParameterError(
+            "a stream cannot be smoothed or normalised over its whole length: use LevelCrossing(smooth=False, normalise='none')."
+        )
+    ahead = code.mode == "difference"
+    past: NDArray[np.float64] | None = None
+    while block := list(islice(rows, chunk)):
+        piece = np.stack([np.asarray(row, dtype=np.float64).reshape(-1) for row in block])
+        joined = piece if past is None else np.concatenate([past, piece])
+        events = code(joined)
+        if ahead:
+            yield from events[:-1]  # the last sample's event waits for the next
+            past = joined[-1:]
+        else:
+            yield from events if past is None else events[1:]
+            past = code.decode(events, start=joined[0])[-1:]
+    if ahead and past is not None:
+        yield np.zeros(2 * past.shape[1], np.float32)
+
+
+def read_rows(lines: TextIO | Iterable[str], *, columns: int) -> Iterator[NDArray[np.float64]]:
+    """Rows of numbers from lines of text, separated by commas, semicolons or blanks; a header and empty lines are skipped.
+
+    Raises:
+        DataError: a line that does not hold ``columns`` numbers; it is named.
+    """
+    first = True
+    for number, line in enumerate(lines, 1):
+        words = line.replace(",", " ").replace(";", " ").split()
+        if not words:
+            continue
+        try:
+            row = np.array([float(word) for word in words])
+        except ValueError:
+            if first:
+                first = False
+                continue  # names of the columns
+            raise DataError(
+                f"line {number} of the stream is no row of numbers: {line.strip()[:60]!r}."
+            ) from None
+        first = False
+        if len(row) != columns:
+            raise DataError(
+                f"line {number} of the stream has {len(row)} numbers, expected {columns}: {line.strip()[:60]!r}."
+            )
+        yield row
+
+
+def segments(labelled: Iterable[Labelled]) -> Iterator[tuple[int, int, int]]:
+    """Runs of one label as ``(first step, steps, label)``, each when it has ended.
+
+    Example:
+        >>> from spiketide.training.stream import Labelled, segments
+        >>> list(segments([Labelled(0, 1, 0.9), Labelled(1, 1, 0.8), Labelled(2, 0, 0.9)]))
+        [(0, 2, 1), (2, 1, 0)]
+    """
+    begin = steps = label = -1
+    for item in chain(labelled, [Labelled(-1, -2, 0.0)]):
+        if item.label == label:
+            steps += 1
+            continue
+        if begin >= 0:
+            yield begin, steps, label
+        begin, steps, label = item.step, 1, item.label
+
+
+@contextmanager
+def opened(name: str) -> Iterator[TextIO]:
+    """A text file, or standard input for ``-``.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if name == "-":
+        yield sys.stdin
+        return
+    try:
+        with Path(name).open(encoding="utf-8") as file:
+            yield file
+    except (OSError, UnicodeDecodeError) as problem:
+        raise DataError(
+            f"{name} cannot be read as text: {problem}. Give rows of numbers, one a step."
+        ) from problem
+
+
+def stream_lines(
+    folder: RunFolder,
+    lines: Iterable[str],
+    *,
+    say: Callable[[str], None],
+    chunk: int = 1,
+    threshold: float | None = None,
+    mode: str = "difference",
+    segmented: bool = False,
+) -> dict[str, Any]:
+    """Label lines of text with the best checkpoint of a run, and say each label as soon as it is known.
+
+    Args:
+        folder: the run.
+        lines: rows of numbers: the inputs of the network, or with ``threshold`` the samples of a signal.
+        say: takes a line of the answer: ``step,class,probability``, or with ``segmented`` ``first step,steps,class``.
+        chunk: rows that are collected before the network runs.
+        threshold: of the level crossing that turns samples into events; ``None``: the rows are events already.
+        mode: kind of the level crossing.
+        segmented: a line a run of one label.
+
+    Returns:
+        ``steps``, ``seconds``, ``microseconds`` a step, and ``share`` of each class.
+    """
+    streamer, data = open_stream(folder)
+    names = data.class_names
+    inputs = math.prod(data.sample_shape)
+    code = None if threshold is None else LevelCrossing(threshold=threshold, mode=mode)  # type: ignore[arg-type]
+    if code is not None and inputs % 2:
+        raise ParameterError(
+            f"level crossing gives two channels a signal, but this network has {inputs} inputs."
+        )
+    rows = read_rows(lines, columns=inputs if code is None else inputs // 2)
+    began = time.perf_counter()
+    counts = dict.fromkeys(names, 0)
+
+    def counted() -> Iterator[Labelled]:
+        for item in label_stream(streamer, rows, chunk=chunk, code=code):
+            counts[names[item.label]] += 1
+            yield item
+
+    if segmented:
+        say("first,steps,class")
+        for first, steps, label in segments(counted()):
+            say(f"{first},{steps},{names[label]}")
+    else:
+        say("step,class,probability")
+        for item in counted():
+            say(f"{item.step},{names[item.label]},{item.probability:.4f}")
+    seconds = time.perf_counter() - began
+    steps = max(1, streamer.steps)
+    return {
+        "run": str(folder.path),
+        "steps": streamer.steps,
+        "seconds": round(seconds, 3),
+        "microseconds": round(seconds / steps * 1e6, 1),
+        "share": {name: count / steps for name, count in counts.items()},
+    }

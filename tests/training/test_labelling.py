@@ -1,0 +1,329 @@
+"""Labels of single steps: what is counted, what is logged, what is refused; and truncated back-propagation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from spiketide.compose import Bidirectional, Recurrent
+from spiketide.data import ArrayData
+from spiketide.errors import DataError, NonFiniteError, ParameterError, ShapeError
+from spiketide.neurons import ALIF, LIF, LeakyIntegrator
+from spiketide.readouts import SpikeCount, SumSoftmax
+from spiketide.synapses import Dense, SynapticDelay
+from spiketide.training import Classification, Labelling
+from spiketide.training.folder import RunFolder
+from spiketide.training.recipe import Recipe
+from spiketide.training.run import surroundings, train
+from spiketide.training.run import test as run_test
+from spiketide.types import Batch
+
+
+def layers(classes: int = 3) -> list[Any]:
+    torch.manual_seed(0)
+    hidden = Recurrent(ALIF(6, threshold=0.05), Dense(6, 6, bias=False))
+    return [Dense(4, 6), hidden, Dense(6, classes), LeakyIntegrator(classes, tau_mem=5.0)]
+
+
+def make(**arguments: Any) -> Labelling:
+    return Labelling(layers(), **arguments)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    torch.manual_seed(1)
+    y = torch.randint(-1, 3, (12, 5))
+    lengths = torch.tensor([12, 3, 7, 12, 1])
+    return Batch(torch.rand(12, 5, 4), y, lengths)
+
+
+def by_hand(model: Labelling, batch: Batch, unlabelled: int | None) -> torch.Tensor:
+    """Sample by sample, step by step."""
+    losses = []
+    for b in range(batch.x.shape[1]):
+        n = 12 if batch.lengths is None else int(batch.lengths[b])
+        y, _ = model.network(batch.x[:n, [b]])
+        for t in range(model.skip, n):
+            label = int(batch.y[t, b])
+            label = label if label >= 0 else (-1 if unlabelled is None else unlabelled)
+            if label >= 0:
+                losses.append(functional.cross_entropy(y[t], torch.tensor([label])))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("unlabelled", [None, 0])
+@pytest.mark.parametrize("skip", [0, 4])
+def test_the_loss_is_that_of_the_counted_steps(batch: Batch, unlabelled: int | None, skip: int) -> None:
+    model = make(unlabelled=unlabelled, skip=skip)
+    assert int((batch.y == -1).sum()) > 5
+    torch.testing.assert_close(model.objective(model(batch), batch.y), by_hand(model, batch, unlabelled))
+
+
+def test_accuracy_as_published_and_of_labelled_steps(batch: Batch) -> None:
+    model = make(unlabelled=0)
+    output = model(batch)
+    said, y = output.scores.argmax(-1), batch.y
+    valid = [(t, b) for b in range(5) for t in range(int(batch.lengths[b]))]  # type: ignore[index]
+    published = np.mean([int(said[t, b]) == max(int(y[t, b]), 0) for t, b in valid])
+    labelled = np.mean([int(said[t, b]) == int(y[t, b]) for t, b in valid if y[t, b] >= 0])
+    found = model.measures(output, y)
+    assert found["accuracy"][0].item() == pytest.approx(published)
+    assert found["accuracy_labelled"][0].item() == pytest.approx(labelled)
+    assert found["accuracy"][1] == len(valid)
+    assert list(make().measures(output, y)) == ["accuracy"]
+
+
+def test_a_sequence_without_labels_trains_nothing(batch: Batch) -> None:
+    model = make()
+    silent = batch._replace(y=torch.full_like(batch.y, -1))
+    loss = model.objective(model(silent), silent.y)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    half = batch._replace(y=batch.y.clone())
+    half.y[:, 3:] = -1
+    alone = Batch(batch.x[:, :3], batch.y[:, :3], batch.lengths[:3])  # type: ignore[index]
+    torch.testing.assert_close(model.objective(model(half), half.y), model.objective(model(alone), alone.y))
+
+
+def test_what_does_not_fit_is_refused(batch: Batch) -> None:
+    model = make()
+    with pytest.raises(DataError, match=r"labels from 0 to 2, or -1 for none, got -1 to 3"):
+        model.objective(model(batch), batch.y.clamp(max=0) + 3 * (batch.y == 2))
+    with pytest.raises(ShapeError, match="one int64 label a step"):
+        model.objective(model(batch), batch.y[0])
+    with pytest.raises(ParameterError, match="unlabelled below 3"):
+        wrong = make(unlabelled=3)
+        wrong.objective(wrong(batch), batch.y)
+    with pytest.raises(ParameterError, match="3 class_weights, got 2"):
+        wrong = make(class_weights=[1.0, 2.0])
+        wrong.objective(wrong(batch), batch.y)
+    for name, value in (("skip", -1), ("unlabelled", -2), ("label_smoothing", 1.0), ("tolerance", -1.0)):
+        with pytest.raises(ParameterError, match=name):
+            make(**{name: value})
+
+
+def test_nan_names_its_place_and_a_diverged_constant_its_layer(batch: Batch) -> None:
+    x = batch.x.clone()
+    x[5, 2, 1] = float("nan")
+    with pytest.raises(
+        NonFiniteError, match="1 NaN or Inf among 240 values, the first in sample 2 at step 5"
+    ):
+        make()(batch._replace(x=x))
+    model = make()
+    hidden: Any = model.network[1]
+    with torch.no_grad():
+        hidden.neuron.tau_adapt.raw.fill_(float("nan"))  # as an old checkpoint may hold
+    with pytest.raises(NonFiniteError, match="layer 1: ALIF: the constant decay_adapt is NaN"):
+        model(batch)
+
+
+# ------------------------------------------------------------------------------------------------ overflowing gradients
+
+
+class Explode(torch.nn.Module):
+    """Infinite gradients in chosen steps."""
+
+    def __init__(self, model: Labelling, steps: set[int]) -> None:
+        super().__init__()
+        self.calls, self.steps = 0, steps
+        next(iter(model.network.parameters())).register_hook(self.gradient)
+
+    def gradient(self, grad: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return grad * float("inf") if self.calls - 1 in self.steps else grad
+
+
+def data_of(n: int = 24) -> ArrayData:
+    rng = np.random.default_rng(0)
+    x = (rng.random((n, 12, 4)) < 0.3).astype(np.float32)
+    y = (x.cumsum(1).argmax(-1) % 3).astype(np.int64)
+    y[rng.random(y.shape) < 0.2] = -1
+    return ArrayData(x, y, x[:6], y[:6], temporal=True, batch_size=4, validation_fraction=0.2)
+
+
+def fit(model: Any, data: Any, epochs: int = 1) -> L.Trainer:
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+    with surroundings():
+        trainer.fit(model, datamodule=data)
+    return trainer
+
+
+def test_a_step_with_an_infinite_gradient_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    model = make(clip="norm")
+    Explode(model, {1, 2})
+    fit(model, data_of())
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    assert caplog.text.count("is not finite: this step is left out") == 2
+    assert "network.0.weight" in caplog.text
+
+
+def test_ten_in_a_row_are_a_diverged_run() -> None:
+    model = make()
+    Explode(model, set(range(100)))
+    with pytest.raises(NonFiniteError, match=r"network\.0\.weight was NaN or infinite in 10 steps in a row"):
+        fit(model, data_of(), epochs=4)
+
+
+# ---------------------------------------------------------------------------------------------------------- truncation
+
+
+def windows_by_hand(model: Any, batch: Batch, window: int, lr: float) -> list[float]:
+    """Truncated back-propagation with plain SGD, written out."""
+    state, past, losses = None, [], []
+    for start in range(0, len(batch.x), window):
+        y, state = model.network(batch.x[start : start + window], state)
+        state = tree(state)
+        if isinstance(model, Labelling):
+            target = batch.y[start : start + window]
+            mask = target >= 0
+            mask[: max(0, model.skip - start)] = False
+            loss = functional.cross_entropy(y[mask], target[mask])
+        else:
+            loss = functional.cross_entropy(torch.cat([*past, y]).sum(0), batch.y)
+            past.append(y.detach())
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        for p, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            p.data -= lr * grad
+        losses.append(loss.item())
+    return losses
+
+
+def tree(state: Any) -> Any:
+    return tuple(map(tree, state)) if isinstance(state, tuple) else state.detach()
+
+
+class OneBatch(L.LightningDataModule):
+    """An epoch of one batch."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__()
+        self.batch = batch
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader([self.batch], batch_size=None)
+
+    val_dataloader = train_dataloader
+
+
+@pytest.mark.parametrize("task", ["labelling", "classification"])
+@pytest.mark.parametrize("window", [5, 12, 20])
+def test_truncation_steps_once_a_window(task: str, window: int) -> None:
+    torch.manual_seed(2)
+    x = torch.rand(12, 3, 4)
+    options: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "betas": (0.0, 0.9), "truncate": window}
+    if task == "labelling":
+        batch = Batch(x, torch.randint(-1, 3, (12, 3)))
+        models: list[Any] = [Labelling(layers(), skip=2, **options) for _ in range(2)]
+    else:
+        batch = Batch(x, torch.tensor([0, 2, 1]))
+        spiking = [[*layers()[:3], LIF(3, threshold=0.05)] for _ in range(2)]
+        models = [Classification(network, SpikeCount(), **options) for network in spiking]
+    trainer = fit(models[0], OneBatch(batch))
+    losses = windows_by_hand(models[1], batch, window, 0.1)
+    assert len(losses) == -(-12 // window) == trainer.global_step
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_truncation_heeds_lengths(batch: Batch) -> None:
+    """A sample that has ended takes no part: its padding, even NaN, changes nothing."""
+    runs = []
+    for fill in (0.0, 7.0):
+        x = batch.x.clone()
+        for b, n in enumerate(batch.lengths.tolist()):  # type: ignore[union-attr]
+            x[n:, b] = fill
+        model = make(truncate=5, optimizer="sgd", lr=0.1)
+        fit(model, OneBatch(batch._replace(x=x)))
+        runs.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*runs, strict=True))
+    assert not all(torch.equal(p, q) for p, q in zip(runs[0], make().parameters(), strict=True))
+
+
+def test_truncation_needs_a_network_that_streams() -> None:
+    both = Bidirectional(Recurrent(ALIF(6), Dense(6, 6)))
+    with pytest.raises(ParameterError, match="Bidirectional does not"):
+        Labelling([Dense(4, 6), both, Dense(12, 3)], truncate=4)
+    with pytest.raises(ParameterError, match="SynapticDelay does not"):
+        Classification([SynapticDelay(4, 3, max_delay=4, tail=2), LIF(3)], SumSoftmax(), truncate=4)
+    with pytest.raises(ParameterError, match="truncate of 1 or more"):
+        make(truncate=0)
+
+
+# ---------------------------------------------------------------------------------------------------------- a whole run
+
+
+def recipe(tmp_path: Path, **changes: Any) -> Recipe:
+    from waves_task import Waves  # noqa: F401 - on the path of the tests
+
+    content: dict[str, Any] = {
+        "seed": 0,
+        "threads": 1,
+        "data": {"class_path": "waves_task.Waves", "init_args": {"batch_size": 8}},
+        "model": {
+            "class_path": "spiketide.training.Labelling",
+            "init_args": {
+                "network": [
+                    {"class_path": "spiketide.synapses.Dense", "init_args": {"n_in": 2, "n_out": 12}},
+                    {
+                        "class_path": "spiketide.compose.Recurrent",
+                        "init_args": {
+                            "neuron": {
+                                "class_path": "spiketide.neurons.ALIF",
+                                "init_args": {"n": 12, "threshold": 0.1},
+                            },
+                            "synapse": {
+                                "class_path": "spiketide.synapses.Dense",
+                                "init_args": {"n_in": 12, "n_out": 12},
+                            },
+                        },
+                    },
+                    {"class_path": "spiketide.synapses.Dense", "init_args": {"n_in": 12, "n_out": 2}},
+                    {
+                        "class_path": "spiketide.neurons.LeakyIntegrator",
+                        "init_args": {"n": 2, "tau_mem": 3.0},
+                    },
+                ],
+                "unlabelled": 0,
+                "tolerance": 2.0,
+                "lr": 0.04,
+                **changes,
+            },
+        },
+        "trainer": {"accelerator": "cpu", "max_epochs": 12, "enable_progress_bar": False},
+    }
+    return Recipe(content, name="waves")
+
+
+@pytest.mark.parametrize("truncate", [None, 15])
+def test_a_run_trains_is_tested_and_reported(tmp_path: Path, truncate: int | None) -> None:
+    folder = RunFolder(tmp_path / "run")
+    train(recipe(tmp_path, truncate=truncate), folder)
+    result = run_test(folder)
+    assert result["test_accuracy"] > 0.75  # constant answers reach 0.5
+    assert set(result["onsets"]) == {"low", "high"}
+    high = result["onsets"]["high"]
+    assert high["true"] == high["found"] + high["missed"] > 0
+    assert 0.0 <= result["test_accuracy"] <= result["test_accuracy_near"] <= 1.0
+    history = json.loads((folder.path / "metrics.json").read_text())["history"]
+    assert history[-1]["train/loss"] < history[0]["train/loss"]
+    assert {"val/accuracy", "val/accuracy_labelled"} <= set(history[-1])
+    page = (folder.path / "report.html").read_text()
+    assert "Labels over time" in page and "Trained constants" in page and "tau_adapt" in page

@@ -1,0 +1,182 @@
+"""Labels of a stream: whatever the pieces, those of the whole sequence."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_labelling import recipe
+
+from spiketide.cli import main
+from spiketide.compose import Bidirectional, Recurrent
+from spiketide.encoders import LevelCrossing, Ternary
+from spiketide.errors import DataError, NonFiniteError, ParameterError, RunError, ShapeError
+from spiketide.neurons import ALIF, LIF, LeakyIntegrator
+from spiketide.readouts import SumSoftmax
+from spiketide.synapses import Dense
+from spiketide.training import Classification, Labelling
+from spiketide.training.folder import RunFolder
+from spiketide.training.run import train
+from spiketide.training.stream import Labelled, Streamer, label_stream, open_stream, read_rows, segments
+
+
+def task(**options: Any) -> Labelling:
+    torch.manual_seed(0)
+    hidden = Recurrent(ALIF(16, threshold=0.05), Dense(16, 16, bias=False))
+    # a read-out without bias and memory says something else at every step
+    return Labelling([Dense(4, 16), hidden, Dense(16, 3, bias=False), LeakyIntegrator(3, tau_mem=1.0)], **options)
+
+
+def events(steps: int = 300) -> np.ndarray:
+    return (np.random.default_rng(0).random((steps, 4)) < 0.2).astype(np.float32)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 300])
+def test_pieces_give_the_labels_of_the_whole(chunk: int) -> None:
+    model = task().eval()
+    x = events()
+    with torch.no_grad():
+        y, _ = model.network(torch.from_numpy(x).unsqueeze(1))
+    expected = y[:, 0].argmax(-1).tolist()
+    assert len(set(expected)) == 3
+    found = list(label_stream(Streamer(model), list(x), chunk=chunk))
+    assert [item.label for item in found] == expected
+    assert [item.step for item in found] == list(range(300))
+    probable = y[:, 0].softmax(-1).amax(-1)
+    assert [item.probability for item in found] == pytest.approx(probable.tolist(), abs=1e-5)
+
+
+def test_reset_begins_anew() -> None:
+    streamer = Streamer(task())
+    first = streamer(events()[:50])[1]
+    second = streamer(events()[:50])[1]
+    streamer.reset()
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, streamer(events()[:50])[1])
+
+
+def test_an_encoder_of_the_task_is_applied() -> None:
+    model = task(encoder=Ternary(0.3)).eval()
+    x = np.random.default_rng(1).normal(size=(40, 4)).astype(np.float32)
+    with torch.no_grad():
+        y, _ = model.network(model.encoder(torch.from_numpy(x).unsqueeze(1)))  # type: ignore[misc]
+    assert [item.label for item in label_stream(Streamer(model), list(x))] == y[:, 0].argmax(-1).tolist()
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.sampled_from(["difference", "send_on_delta"]),
+    st.integers(0, 99),
+)
+def test_a_signal_is_coded_as_if_it_were_whole(chunk: int, steps: int, mode: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    signal = np.cumsum(rng.integers(-3, 4, (steps, 2)) * 0.25, axis=0)
+    code = LevelCrossing(threshold=0.5, mode=mode)
+    model = task().eval()
+    with torch.no_grad():
+        y, _ = model.network(torch.from_numpy(code(signal)).unsqueeze(1))
+    found = list(label_stream(Streamer(model), list(signal), chunk=chunk, code=code))
+    assert [item.label for item in found] == y[:, 0].argmax(-1).tolist()
+
+
+def test_what_cannot_stream_is_refused() -> None:
+    with pytest.raises(ParameterError, match="one label for a whole sequence"):
+        Streamer(Classification([Dense(4, 3), LIF(3)], SumSoftmax()))
+    both = Bidirectional(Recurrent(ALIF(6), Dense(6, 6)))
+    with pytest.raises(ParameterError, match="Bidirectional needs the whole sequence"):
+        Streamer(Labelling([Dense(4, 6), both, Dense(12, 3)]))
+    smooth = LevelCrossing(threshold=0.1, smooth=(5, 3))
+    with pytest.raises(ParameterError, match="cannot be smoothed"):
+        list(label_stream(Streamer(task()), [np.zeros(2)], code=smooth))
+    with pytest.raises(ParameterError, match="chunk of 1 or more"):
+        list(label_stream(Streamer(task()), [], chunk=0))
+
+
+def test_bad_input_is_refused_and_takes_nothing_in() -> None:
+    streamer = Streamer(task())
+    streamer(events()[:20])
+    bad = events()[20:30]
+    bad[3, 1] = np.nan
+    with pytest.raises(NonFiniteError, match="step 23 of the stream"):
+        streamer(bad)
+    assert streamer.steps == 20
+    other = Streamer(task())
+    other(events()[:20])
+    assert np.array_equal(streamer(events()[20:])[1], other(events()[20:])[1])
+    with pytest.raises(ShapeError, match=r"steps \(n, \*N\)"):
+        streamer(np.zeros(4))
+
+
+def test_rows_are_read_from_text() -> None:
+    text = "up, down\n\n1,0\n0;1\n  0.5 \t 2e-1 \n"
+    assert [row.tolist() for row in read_rows(io.StringIO(text), columns=2)] == [[1, 0], [0, 1], [0.5, 0.2]]
+    with pytest.raises(DataError, match="line 2 of the stream has 3 numbers, expected 2"):
+        list(read_rows(["1 0", "1 0 1"], columns=2))
+    with pytest.raises(DataError, match="line 3 of the stream is no row of numbers: 'a b'"):
+        list(read_rows(["x y", "1 0", "a b"], columns=2))
+
+
+def test_segments_are_runs_of_one_label() -> None:
+    labels = [0, 0, 2, 1, 1, 1]
+    found = list(segments(Labelled(step, label, 1.0) for step, label in enumerate(labels)))
+    assert found == [(0, 2, 0), (2, 1, 2), (3, 3, 1)]
+    assert list(segments([])) == []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = RunFolder(tmp_path_factory.mktemp("stream") / "run")
+    train(recipe(folder.path), folder)
+    return folder
+
+
+def test_the_command_labels_a_file_and_a_pipe(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamer, data = open_stream(run)
+    x = data.read("test").x[0].numpy()
+    expected = [data.class_names[label] for label in streamer(x)[0]]
+    text = "\n".join(" ".join(map(str, row)) for row in x.tolist())
+    path = tmp_path / "events.txt"
+    path.write_text(text)
+    assert main(["stream", str(run.path), str(path), "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step,class,probability" and '"steps": 40' in lines[-1]
+    assert [line.split(",")[1] for line in lines[1:-1]] == expected
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    assert main(["stream", str(run.path), "--segments", "--chunk", "9"]) == 0
+    runs = [line.split(",") for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [name for _, steps, name in runs for _ in range(int(steps))] == expected
+
+
+def test_the_command_codes_a_signal(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signal = np.round(np.sin(np.arange(60) / 4), 3)
+    path = tmp_path / "signal.csv"
+    path.write_text("mV\n" + "\n".join(map(str, signal)))
+    assert main(["stream", str(run.path), str(path), "--level-crossing", "0.1"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    streamer, data = open_stream(run)
+    whole = streamer(LevelCrossing(threshold=0.1)(signal[:, None]))[0]
+    assert [line.split(",")[1] for line in lines] == [data.class_names[label] for label in whole]
+
+
+def test_the_command_says_what_is_wrong(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["stream", str(run.path), str(tmp_path / "none.csv")]) == 2
+    assert "cannot be read as text" in capsys.readouterr().err
+    with pytest.raises(RunError, match="no best checkpoint"):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "empty" / "recipe.yaml").write_text((run.path / "recipe.yaml").read_text())
+        open_stream(RunFolder.open(tmp_path / "empty"))
