@@ -62,7 +62,7 @@ def fires(layer: Layer, x: Tensor) -> None:
     spikes: dict[str, list[Tensor]] = {}
     for name, y in records.spikes().items():
         spikes.setdefault(name.split("#")[0], []).append(y)
-    wanted = [n for n, m in layer.named_modules() if isinstance(m, Neuron) and m.spiking]
+    wanted = [n for n, m in layer.named_modules() if isinstance(m, Neuron) and m.emits_spikes]
     assert len(spikes) == len(wanted), f"of the neurons {wanted} only {list(spikes)} ran"
     for name, outputs in spikes.items():
         assert_fires(torch.cat(outputs), f"{type(layer).__name__}: neuron {name!r}")

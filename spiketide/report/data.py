@@ -273,7 +273,7 @@ class Strip:
     def accuracy(self) -> float | None:
         """The share of the labelled steps that are right, None when no step has a label."""
         labelled = int(self.labelled.sum())
-        return None if not labelled else 1 - int(self.wrong.sum()) / labelled
+        return (labelled - int(self.wrong.sum())) / labelled if labelled else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -162,7 +162,7 @@ path.falling{stroke:var(--second);stroke-linecap:butt}.area.falling{fill:var(--s
 .numbers{margin-top:28px}.numbers.first{margin-top:0;max-width:820px}
 .numbers th,.numbers td{padding:5px 14px 5px 0;font-size:.9rem;white-space:nowrap;overflow-wrap:normal}
 .numbers thead th{color:var(--soft)}
-.numbers td,.numbers thead th+th{text-align:right}.numbers td.when{text-align:left}
+.numbers td,.numbers thead th+th{text-align:right}.numbers td.when,.numbers thead th.when{text-align:left}
 .numbers tfoot th,.numbers tfoot td{font-weight:620;border-bottom:0}
 """
 """What only sequences labelled step by step, adaptation and trained constants need. The colours of classes were searched for so
@@ -615,7 +615,9 @@ def _constant_table(constants: Mapping[str, Constants]) -> str:
             first = f'<th scope="rowgroup"{span}>{clean(short(name, 40))}{unit}</th>' if not place else ""
             row = "".join(f"<td>{clean(cell)}</td>" for cell in cells)
             rows.append(f'<tr>{first}<td class="when">{when}</td>{row}</tr>')
-    head = "".join(f'<th scope="col">{word}</th>' for word in heads)
+    # the word before or after stands on the left, under its head
+    css = {"training": ' class="when"'}
+    head = "".join(f'<th scope="col"{css.get(word, "")}>{word}</th>' for word in heads)
     table = (
         "<caption>Constants before and after training; values: how many are finite; sd: their standard deviation</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"

@@ -738,7 +738,7 @@ class _Trace:
         if not found.size:
             return
         # the ends of the axis are those of the values, not of the lane
-        texts = [short(f"{value:.2g}".replace("-", "\u2212"), 6) for value in (found.max(), found.min())]
+        texts = [_end(value, float(np.ptp(found))) for value in (float(found.max()), float(found.min()))]
         if texts[0] == texts[1]:
             self.body.append(_text(frame.left - 6, frame.top + LOW_LANE / 2 + 4, texts[0], anchor="end"))
             return
@@ -826,6 +826,13 @@ def sample_trace(
     if sample.prediction is not None:
         label += f", predicted “{names[sample.prediction]}”"
     return Picture(_svg(trace.y + 38, label, trace.body), " ".join(word for word in words if word))
+
+
+def _end(value: float, span: float) -> str:
+    """An end of a small axis in six characters at most; what is next to nothing beside the span reads 0."""
+    value = 0.0 if abs(value) < 0.005 * span else value
+    text = f"{value:.2g}"
+    return (text if len(text) <= 6 else f"{value:.0e}").replace("-", "\u2212")
 
 
 def _raster_words(title: str, noun: str, array: NDArray[Any], spikes: bool, count: int) -> str:

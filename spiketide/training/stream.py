@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import sys
 import time
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from ..encoders import LevelCrossing
 from ..errors import DataError, NonFiniteError, ParameterError, RunError, ShapeError
+from ..neurons import Neuron
 from ..types import State
 from .folder import RunFolder
 from .labelling import Labelling
@@ -46,7 +49,7 @@ class Streamer:
         a call takes ``x (n, *N)`` and gives labels ``(n,)`` and the probabilities of the classes ``(n, C)``.
 
     Args:
-        task: what was trained; it is put into evaluation mode.
+        task: what was trained; it is copied as it is now.
 
     Raises:
         ParameterError: a task other than labelling, or a network that cannot stream.
@@ -68,7 +71,11 @@ class Streamer:
             raise ParameterError(
                 f"{type(blind[0]).__name__} needs the whole sequence at once: this network cannot label a stream."
             )
-        self.task = task.eval()
+        self.task = copy.deepcopy(task).eval()
+        for module in self.task.network.modules():
+            if isinstance(module, Neuron):
+                # worked out once instead of at every step, where they would cost as much as the step itself
+                module.coefs = functools.partial(_given, _fixed(module.coefs()))  # type: ignore[method-assign]
         self.state: State | None = None
         self.steps = 0
 
@@ -95,6 +102,14 @@ class Streamer:
     def reset(self) -> None:
         """Begin another sequence."""
         self.state, self.steps = None, 0
+
+
+def _fixed(coefs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.detach() if isinstance(value, Tensor) else value for value in coefs)
+
+
+def _given(coefs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return coefs
 
 
 class Labelled(NamedTuple):

@@ -22,8 +22,10 @@ from spiketide import (
     LIF,
     AdLIF,
     AxonalDelay,
+    BalancedResonateFire,
     BatchNorm,
     Bidirectional,
+    Checkpointed,
     Conv1d,
     Conv2d,
     CubaLIF,
@@ -36,11 +38,13 @@ from spiketide import (
     LeakyIntegrator,
     Recurrent,
     Residual,
+    SEAdLIF,
     Sequential,
     StepNeuron,
     SynapticDelay,
     spike,
 )
+from spiketide.baselines import GRU, LSTM, RNN
 from spiketide.errors import ShapeError
 from spiketide.neurons import Neuron
 from spiketide.shapes import silence_padding
@@ -84,6 +88,14 @@ CASES: dict[str, Case] = {
     "CubaLIF": Case(lambda: CubaLIF(7, tau_syn=2.0, tau_mem=6.0, threshold=2.0), (7,)),
     "ALIF": Case(lambda: ALIF(7, **ADAPTIVE), (7,)),
     "AdLIF": Case(lambda: AdLIF(7, **ADAPTIVE), (7,)),
+    "ALIF/relu": Case(lambda: ALIF(7, output="relu", **ADAPTIVE), (7,)),
+    "SEAdLIF": Case(lambda: SEAdLIF(7, threshold=0.1, tau_adapt_range=(20.0, 300.0), gain=20.0), (7,)),
+    "BalancedResonateFire": Case(
+        lambda: BalancedResonateFire(
+            7, delta=0.1, decay_refractory=0.8, omega=7.0, damping=0.5, threshold=0.12
+        ),
+        (7,),
+    ),
     "LeakyIntegrator": Case(lambda: LeakyIntegrator(7, tau_mem=4.0, learn=("tau_mem",)), (7,)),
     "StepNeuron": Case(
         lambda: StepNeuron(
@@ -102,6 +114,10 @@ CASES: dict[str, Case] = {
     "AxonalDelay/linear": Case(lambda: AxonalDelay(7, 6, interpolation="linear"), (7,)),
     "DendriticDelay": Case(lambda: DendriticDelay(7, 6, width=0.23), (7,)),
     "DelayedConv2d": Case(lambda: DelayedConv2d(2, 3, 3, 4, padding=1), (2, 5, 4)),
+    "LSTM": Case(lambda: LSTM(7, 5), (7,)),
+    "GRU": Case(lambda: GRU(7, 5), (7,)),
+    "RNN": Case(lambda: RNN(7, 5), (7,)),
+    "RNN/no bias": Case(lambda: RNN(7, 5, bias=False), (7,)),
     "BatchNorm": Case(lambda: BatchNorm(7), (7,)),
     "BatchNorm/feature map": Case(lambda: BatchNorm((2, 3, 4)), (2, 3, 4)),
     "Dropout": Case(lambda: Dropout(0.5), (7,)),
@@ -130,6 +146,18 @@ CASES: dict[str, Case] = {
         lambda: Recurrent(LIF(7, **NEURON), Sequential(dense(7, 7), LeakyIntegrator(7, tau_mem=3.0))), (7,)
     ),
     "Bidirectional": Case(lambda: Bidirectional(Recurrent(LIF(7, **NEURON), dense(7, 7))), (7,)),
+    "Checkpointed": Case(
+        lambda: Checkpointed(
+            [
+                dense(7, 9, 4.0),
+                Recurrent(LIF(9, tau_mem=6.0, threshold=0.6), dense(9, 9)),
+                dense(9, 3),
+                LeakyIntegrator(3, tau_mem=4.0),
+            ],
+            chunk=5,
+        ),
+        (7,),
+    ),
     "Residual": Case(
         lambda: Residual(Sequential(dense(7, 7, 4.0), LIF(7, tau_mem=6.0, threshold=0.6))), (7,)
     ),
@@ -206,7 +234,7 @@ def test_every_layer_of_the_package_is_in_the_battery() -> None:
     missing = sorted(set(found) - covered)
     assert not missing, f"{missing} keep no law yet: add a case for each to CASES in {__file__}"
     assert covered <= set(found), f"{sorted(covered - set(found))} are no layers of the package any more"
-    assert len(found) == 21, (
+    assert len(found) == 27, (
         f"the package has {len(found)} layers; if that is meant, change the count in {__file__}"
     )
     for name, cls in found.items():
