@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .arrays import ArrayData as ArrayData
+    from .augment_sound import SpecAugment as SpecAugment
+    from .augment_sound import WaveAugment as WaveAugment
     from .base import DataModule as DataModule
     from .base import Samples as Samples
+    from .braille import Braille as Braille
     from .collate import collate as collate
     from .digits import Digits as Digits
     from .download import data_root as data_root
     from .events import EventFrames as EventFrames
+    from .features import DecibelMel as DecibelMel
+    from .features import DeltaMel as DeltaMel
     from .features import LogMel as LogMel
     from .fsdd import FSDD as FSDD
     from .fsdd_spikes import SpikingFSDD as SpikingFSDD
@@ -26,10 +31,21 @@ if TYPE_CHECKING:
     from .mnist import FashionMNIST as FashionMNIST
     from .qtdb import QTDB as QTDB
     from .randman import Randman as Randman
+    from .soli import SoLi as SoLi
+    from .speech_commands import SpeechCommands as SpeechCommands
+    from .timit import TIMIT as TIMIT
+    from .wfdb_records import Annotations as Annotations
+    from .wfdb_records import Record as Record
+    from .wfdb_records import read_record as read_record
+    from .wfdb_records import wave_labels as wave_labels
 
 _HOME = {
+    "Annotations": "wfdb_records",
     "ArrayData": "arrays",
+    "Braille": "braille",
     "DataModule": "base",
+    "DecibelMel": "features",
+    "DeltaMel": "features",
     "Digits": "digits",
     "EventFrames": "events",
     "FSDD": "fsdd",
@@ -38,13 +54,21 @@ _HOME = {
     "MNIST": "mnist",
     "QTDB": "qtdb",
     "Randman": "randman",
+    "Record": "wfdb_records",
     "SHD": "heidelberg",
     "SSC": "heidelberg",
+    "SpecAugment": "augment_sound",
+    "SpeechCommands": "speech_commands",
     "SpikeFile": "heidelberg",
     "SpikingFSDD": "fsdd_spikes",
+    "TIMIT": "timit",
     "Samples": "base",
+    "SoLi": "soli",
+    "WaveAugment": "augment_sound",
     "collate": "collate",
     "data_root": "download",
+    "read_record": "wfdb_records",
+    "wave_labels": "wfdb_records",
 }
 
 # ``collate`` names both the function and its file; the import system would put the file here when any

@@ -51,9 +51,9 @@ class LevelCrossing:
         send_on_delta   r begins at x[0];   k = whole thresholds in x[t] - r, towards 0, at most max_events of them
                         up[t] = k if k > 0,   down[t] = -k if k < 0;   r moves by k L
 
-    ``difference`` sees slopes only: what moves by less than ``L`` a step is lost, however far it goes. ``send_on_delta`` follows: with
-    ``max_events=None``, ``|x[t] - decode(...)[t]| < L`` at every step, and a step may have several events (the value is a count).
-    With ``max_events=1`` values are 0 and 1, and the code lags behind slopes steeper than ``L`` a step.
+    ``difference`` sees slopes only: what moves by less than ``L`` a step is lost, however far it goes. ``send_on_delta``
+    follows: with ``max_events=None``, ``|x[t] - decode(...)[t]| < L`` at every step, and a step may have several events (the
+    value is a count). With ``max_events=1`` values are 0 and 1, and the code lags behind slopes steeper than ``L`` a step.
 
     Causality: ``send_on_delta`` without smoothing and normalisation looks at the present only. ``difference`` looks one step
     ahead, smoothing half its window, normalisation at the whole recording.
@@ -78,8 +78,9 @@ class LevelCrossing:
     Args:
         threshold: ``L``, in units of the signal, or of the normalised signal.
         mode: ``"difference"`` or ``"send_on_delta"``.
-        max_events: events a step and channel at most, ``None`` for any number; ``"send_on_delta"`` only (``"difference"`` has one).
-        smooth: window (odd, steps) and order of a Savitzky-Golay filter, ``(5, 3)`` in the ECG pipeline; ``None``: no smoothing.
+        max_events: events a step and channel at most, ``None`` for any number; ``"send_on_delta"`` only (``"difference"``
+            has one).
+        smooth: window (odd, steps) and order of a Savitzky-Golay filter, ``(5, 3)`` in the ECG pipeline; ``None``: none.
         normalise: for every channel of every recording alone: ``"standard"``: mean 0, standard deviation 1; ``"range"``: 0 to 1;
             ``"none"``. A constant channel becomes 0.
 
@@ -91,9 +92,9 @@ class LevelCrossing:
 
     Reference:
         Yin, Corradi & Bohté 2020 and 2021, ECG (notes, section 3.1): ``difference``, after normalisation; one source has
-        ``smooth=(5, 3)`` and ``L = 0.03``, another ``L = 0.3`` without smoothing. How they normalise, and which of the two made the
-        published files, is not known. Send-on-delta: M. Miskowicz, Sensors 6, 2006. Several events a step are our own way to
-        write large steps into sampled time.
+        ``smooth=(5, 3)`` and ``L = 0.03``, another ``L = 0.3`` without smoothing. How they normalise, and which of the two
+        made the published files, is not known. Send-on-delta: M. Miskowicz, Sensors 6, 2006. Several events a step are our
+        own way to write large steps into sampled time.
     """
 
     threshold: float
@@ -129,14 +130,17 @@ class LevelCrossing:
     def prepare(self, signal: ArrayLike) -> NDArray[np.float64]:
         """The signal after smoothing and normalisation, ``(n, channels)``: what the events are made of."""
         x = _checked(signal)
-        moves = np.ptp(x, axis=0) > 0  # else rounding in the smoothing and in the mean would be blown up to a signal
+        moves = (
+            np.ptp(x, axis=0) > 0
+        )  # else rounding in the smoothing and in the mean would be blown up to a signal
         if self.smooth is not None:
             from scipy.signal import savgol_filter
 
             window, order = self.smooth
             if len(x) < window:
                 raise DataError(
-                    f"LevelCrossing expected at least {window} samples to smooth, got {len(x)}: use smooth=None for short signals."
+                    f"LevelCrossing expected at least {window} samples to smooth, got {len(x)}: for short signals use "
+                    "smooth=None."
                 )
             x = np.where(moves, savgol_filter(x, window, order, axis=0), x)
         if self.normalise == "standard":
@@ -163,9 +167,7 @@ class LevelCrossing:
         """
         counts = np.asarray(events, dtype=np.float64)
         if counts.ndim != 2 or counts.shape[1] % 2:
-            raise ShapeError(
-                f"LevelCrossing expected events (n, 2 channels) to decode, got {counts.shape}."
-            )
+            raise ShapeError(f"LevelCrossing expected events (n, 2 channels) to decode, got {counts.shape}.")
         levels = np.cumsum(counts[:, 0::2] - counts[:, 1::2], axis=0)
         if self.mode == "difference":
             levels = np.concatenate([np.zeros_like(levels[:1]), levels[:-1]])

@@ -269,11 +269,13 @@ class _Stop(L.Callback):
 
     def __init__(self, steps: int):
         self.steps = steps
+        self.seen = 0  # batches; with truncation an optimiser step is a window
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        trainer.should_stop = trainer.global_step >= self.steps
+        self.seen += 1
+        trainer.should_stop = self.seen >= self.steps
 
 
 def load(folder: RunFolder) -> Recipe:

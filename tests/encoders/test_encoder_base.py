@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spiketide import encoders
-from spiketide.encoders import Direct, Encoder, Latency, Poisson, Population
+from spiketide.encoders import Direct, Encoder, Latency, Poisson, Population, Ternary, Window
 from spiketide.errors import DataError, ParameterError, ShapeError
 
 ALL = [
@@ -16,21 +16,25 @@ ALL = [
     Poisson(6, max_rate=500.0),
     Population(5, steps=6),
     Population(5, steps=6, threshold=0.5),
+    Population(5, steps=6, learn_threshold=True),
+    Window(3),
 ]
+"""Those of static data in [0, 1]; Ternary, for sequences of any values, has tests of its own."""
 every = pytest.mark.parametrize("encoder", ALL, ids=lambda e: type(e).__name__)
 
 
 def test_every_class_is_covered() -> None:
-    assert {type(encoder) for encoder in ALL} == set(Encoder.__subclasses__())
-    assert {getattr(encoders, cls.__name__) for cls in Encoder.__subclasses__()} == set(map(type, ALL))
+    covered = {Ternary, *map(type, ALL)}
+    assert covered == set(Encoder.__subclasses__())
+    assert {getattr(encoders, cls.__name__) for cls in Encoder.__subclasses__()} == covered
 
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_time_comes_first_and_the_type_stays(encoder: Encoder, dtype: torch.dtype) -> None:
-    x = torch.rand(3, 4, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(3, 6, dtype=dtype, generator=torch.Generator().manual_seed(0))
     y = encoder(x)
-    assert y.shape == (6, 3, 20 if isinstance(encoder, Population) else 4)
+    assert y.shape == (6, 3, {Population: 30, Window: 3}.get(type(encoder), 6))
     assert y.dtype == dtype and bool((y != 0).any())
 
 
@@ -43,9 +47,10 @@ def test_a_sample_does_not_see_its_neighbours(encoder: Encoder) -> None:
 
 
 @every
-def test_state_dict_is_empty(encoder: Encoder) -> None:
-    assert encoder.state_dict() == {}
-    assert "steps=6" in repr(encoder)
+def test_state_dict_holds_what_is_learnt(encoder: Encoder) -> None:
+    learnt = ["threshold.raw"] if getattr(encoder, "surrogate", None) else []
+    assert list(encoder.state_dict()) == learnt
+    assert "steps=6" in repr(encoder) or isinstance(encoder, Window)
 
 
 @every

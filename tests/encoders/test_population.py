@@ -9,6 +9,8 @@ import torch
 
 from spiketide.encoders import Population
 from spiketide.errors import ParameterError, ShapeError
+from spiketide.layer import parameter_roles
+from spiketide.surrogate import FastSigmoid, Gaussian, Smooth
 
 
 def test_by_hand() -> None:
@@ -60,7 +62,65 @@ def test_gradient_of_the_graded_response() -> None:
     assert torch.autograd.gradcheck(encoder, (x.requires_grad_(),))
 
 
+def test_learnt_threshold_begins_like_the_fixed_one() -> None:
+    x = torch.rand(6, 3, 4)
+    for density in (False, True):
+        learnt = Population(9, density=density, learn_threshold=True)
+        assert learnt.surrogate == Gaussian() and list(learnt.state_dict()) == ["threshold.raw"]
+        assert learnt.threshold().item() == pytest.approx(0.2)
+        assert torch.equal(learnt(x), Population(9, density=density, threshold=0.2)(x))
+        assert list(parameter_roles(learnt).values()) == ["thresholds"]
+    assert not Population(9, threshold=0.2)(x.requires_grad_()).requires_grad
+
+
+def test_gradient_of_the_learnt_threshold() -> None:
+    """By hand: minus the surrogate's derivative, times the derivative of ``peak sigmoid(raw)``."""
+    encoder = Population(4, threshold=0.4, learn_threshold=True, surrogate=FastSigmoid(3.0)).double()
+    x = torch.tensor([[[0.3, 0.9]]], dtype=torch.float64, requires_grad=True)
+    weight = torch.arange(1.0, 9.0, dtype=torch.float64)
+    (encoder(x)[0, 0] * weight).sum().backward()
+    expected, gx = 0.0, [0.0, 0.0]
+    for place, w in enumerate(weight.tolist()):
+        value, centre = (0.3, 0.9)[place // 4], (place % 4) * 0.5
+        response = math.exp(-0.5 * ((value - centre) / 0.5) ** 2)
+        slope = w / (1 + 3 * abs(response - 0.4)) ** 2
+        expected -= slope * 0.4 * (1 - 0.4)
+        gx[place // 4] += slope * response * -(value - centre) / 0.25
+    assert float(encoder.threshold.raw.grad) == pytest.approx(expected, rel=1e-6)
+    assert x.grad.flatten().tolist() == pytest.approx(gx, rel=1e-6)
+
+
+def test_gradcheck_of_the_smooth_twin() -> None:
+    encoder = Population(5, density=True, learn_threshold=True, surrogate=Smooth(Gaussian())).double()
+    x = torch.rand(2, 1, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
+    raw = encoder.threshold.raw
+
+    def run(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(encoder, {"threshold.raw": value}, (x,))
+
+    assert torch.autograd.gradcheck(run, (x.requires_grad_(), raw.detach().requires_grad_()))
+
+
+def test_the_threshold_cannot_leave_its_range() -> None:
+    x = torch.rand(4, 2, 3)
+    for push in (1.0, -1.0):
+        encoder = Population(6, learn_threshold=True)
+        descent = torch.optim.SGD(encoder.parameters(), lr=1e4)
+        for _ in range(3):
+            descent.zero_grad()
+            (push * encoder(x)).sum().backward()
+            descent.step()
+            assert 0.0 < encoder.threshold().item() < 1.0
+        assert (encoder.threshold().item() > 0.5) == (push > 0)  # fewer spikes, or more
+        encoder(x).sum().backward()
+        assert bool(encoder.threshold.raw.grad.isfinite())
+
+
 def test_refuses() -> None:
+    with pytest.raises(ParameterError, match="learn_threshold=True"):
+        Population(5, threshold=0.5, surrogate=Gaussian())
+    with pytest.raises(ParameterError, match="peak response 1"):
+        Population(5, threshold=1.0, learn_threshold=True)
     with pytest.raises(ParameterError, match="3 cells"):
         Population(2)
     for threshold in (0.0, 1.0, -0.1):

