@@ -313,6 +313,59 @@ class Bidirectional(Layer):
         return torch.cat([ahead, reverse(back, lengths)], dim=2), ()
 
 
+class Substeps(Layer):
+    """Every step is shown several times to a layer, and what it says in these is averaged: more time for slow inputs.
+
+    ``y[t] = mean of layer(...)[k t .. k t + k - 1]``, where the layer sees ``x[t]`` at the substeps ``k t .. k t + k - 1``.
+
+    Example:
+        >>> import torch
+        >>> from spiketide import LIF
+        >>> from spiketide.compose import Substeps
+        >>> y, _ = Substeps(LIF(1, tau_mem=10.0), 4)(torch.tensor([[[0.0]], [[0.4]], [[0.9]]]))
+        >>> y.flatten().tolist()
+        [0.0, 0.25, 0.75]
+
+    Shapes:
+        ``x (T, B, *N_in)`` -> ``(T, B, *N_out)``; the layer's state.
+
+    Args:
+        layer: runs ``T * steps`` steps; it gives one for each.
+        steps: how often each step is shown, 1 or more.
+
+    Raises:
+        ParameterError: steps below 1.
+        ShapeError: a layer that makes sequences longer.
+
+    Reference: Yin, Corradi & Bohté 2021 show each frame of speech for five steps and average the spikes over them. Differs: their
+        backward direction is off by one substep.
+    """
+
+    def __init__(self, layer: nn.Module, steps: int) -> None:
+        super().__init__()
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ParameterError(f"Substeps expected steps of 1 or more, got {steps!r}.")
+        self.layer, self.steps = as_layer(layer), steps
+
+    def initial_state(self, x: Tensor) -> State:
+        """The layer's."""
+        return self.layer.initial_state(x)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run the layer on repeated steps and average."""
+        if lengths is not None:
+            check_lengths("Substeps", x, lengths)
+        more = None if lengths is None else lengths * self.steps
+        y, end = self.layer(x.repeat_interleave(self.steps, 0), state, lengths=more)
+        if y.shape[0] != x.shape[0] * self.steps:
+            raise ShapeError(
+                f"Substeps expected a layer that gives {x.shape[0] * self.steps} steps for as many, got {y.shape[0]}: use tail=0."
+            )
+        return y.unflatten(0, (x.shape[0], self.steps)).mean(1), end
+
+
 class Residual(Layer):
     """A skip around a layer: ``y = x + layer(x)``.
 

@@ -50,6 +50,7 @@ class EventFrames:
         group: adjacent channels that are summed to one; it divides ``units``.
         max_time: leave out the events at or after this time (s); ``None``: none.
         max_steps: keep only the first frames; ``None``: all.
+        min_steps: silent frames are added behind shorter recordings, up to this number.
         binary: 1 where there is any event, instead of the count.
         sort: accept times that are not ascending and sort them (stably: events of equal times keep their order).
 
@@ -70,6 +71,7 @@ class EventFrames:
     group: int = 1
     max_time: float | None = None
     max_steps: int | None = None
+    min_steps: int = 1
     binary: bool = False
     sort: bool = False
 
@@ -90,6 +92,11 @@ class EventFrames:
         if self.max_steps is not None and self.max_steps < 1:
             raise ParameterError(f"EventFrames expected max_steps of 1 or more, got {self.max_steps}.")
 
+        if self.min_steps < 1 or (self.max_steps is not None and self.min_steps > self.max_steps):
+            raise ParameterError(
+                f"EventFrames expected min_steps from 1 to max_steps ({self.max_steps}), got {self.min_steps}."
+            )
+
     @property
     def channels(self) -> int:
         """Features of a frame: ``units // group``."""
@@ -104,7 +111,7 @@ class EventFrames:
             kept = t < self.max_time
             t, unit = t[kept], unit[kept]
         if len(t) == 0:
-            return np.zeros((1, self.channels), dtype=np.float32)
+            return np.zeros((self.min_steps, self.channels), dtype=np.float32)
         if self.binning == "uniform":
             frame = np.floor(1000.0 * t / self.dt).astype(np.int64)
         else:
@@ -115,6 +122,7 @@ class EventFrames:
             steps = self.max_steps
             kept = frame < steps
             frame, unit = frame[kept], unit[kept]
+        steps = max(steps, self.min_steps)
         place = frame * self.channels + unit // self.group
         counts = np.bincount(place, minlength=steps * self.channels).reshape(steps, self.channels)
         return (counts > 0 if self.binary else counts).astype(np.float32)

@@ -45,6 +45,7 @@ class SpikeRecordings(Augmented):
         group: adjacent channels that are summed to one.
         max_time: leave out what comes at or after this time (s).
         max_steps: keep only the first frames.
+        min_steps: add silent frames behind shorter recordings, up to this number.
         binary: 1 where there is any event, instead of the count.
         channel_shift: see :class:`~spiketide.data.augment.Augmented`; training samples only.
         time_warp: see there.
@@ -60,6 +61,7 @@ class SpikeRecordings(Augmented):
         group: int = 5,
         max_time: float | None = None,
         max_steps: int | None = None,
+        min_steps: int = 1,
         binary: bool = False,
         channel_shift: int = 0,
         time_warp: tuple[float, float] | None = None,
@@ -73,6 +75,7 @@ class SpikeRecordings(Augmented):
             group=group,
             max_time=max_time,
             max_steps=max_steps,
+            min_steps=min_steps,
             binary=binary,
             sort=True,  # the published code sorts too; the files are sorted already
         )
@@ -207,6 +210,7 @@ class SHD(_Official):
         group: adjacent channels that are summed to one; it divides 700.
         max_time: leave out what comes at or after this time (s).
         max_steps: keep only the first frames.
+        min_steps: add silent frames behind shorter recordings, up to this number.
         binary: 1 where there is any event, instead of the count.
         channel_shift: see :class:`~spiketide.data.augment.Augmented`; training samples only.
         time_warp: see there.
@@ -290,6 +294,7 @@ class SSC(_Official):
         group: adjacent channels that are summed to one; it divides 700.
         max_time: leave out what comes at or after this time (s).
         max_steps: keep only the first frames.
+        min_steps: add silent frames behind shorter recordings, up to this number.
         binary: 1 where there is any event, instead of the count.
         channel_shift: see :class:`~spiketide.data.augment.Augmented`; training samples only.
         time_warp: see there.
@@ -371,6 +376,7 @@ class SpikeFile(SpikeRecordings):
         group: adjacent channels that are summed to one; it divides ``units``.
         max_time: leave out what comes at or after this time (s).
         max_steps: keep only the first frames.
+        min_steps: add silent frames behind shorter recordings, up to this number.
         binary: 1 where there is any event, instead of the count.
         channel_shift: see :class:`~spiketide.data.augment.Augmented`; training samples only.
         time_warp: see there.

@@ -48,8 +48,9 @@ class Labelling(Task):
             count nowhere.
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1).
         class_weights: Weight of each class in the loss; ``None``: all 1.
-        tolerance: Steps by which a predicted onset, and in ``test_accuracy_near`` a predicted label, may be off in the test's
-            statistics: :func:`spiketide.segments.match_onsets`, :func:`spiketide.segments.near`.
+        tolerance: Steps by which a predicted onset may be off in the test's statistics
+            (:func:`spiketide.segments.match_onsets`).
+        near: Steps by which a predicted label may be off in ``test_accuracy_near`` (:func:`spiketide.segments.near`).
         **training: Encoder, regularisers and optimiser: see :class:`.task.Task`.
 
     Raises:
@@ -72,6 +73,7 @@ class Labelling(Task):
         label_smoothing: float = 0.0,
         class_weights: list[float] | None = None,
         tolerance: float = 0.0,
+        near: int = 5,
         **training: Any,
     ):
         super().__init__(network, **training)
@@ -87,7 +89,9 @@ class Labelling(Task):
             raise ParameterError(f"Labelling expected class_weights of 0 or more, got {class_weights!r}.")
         if not tolerance >= 0:
             raise ParameterError(f"Labelling expected a tolerance of 0 or more steps, got {tolerance!r}.")
-        self.tolerance = float(tolerance)
+        if near < 0:
+            raise ParameterError(f"Labelling expected near of 0 or more steps, got {near!r}.")
+        self.tolerance, self.near = float(tolerance), int(near)
         self.skip = int(skip)
         self.unlabelled = unlabelled
         self.label_smoothing = float(label_smoothing)
@@ -131,7 +135,7 @@ class Labelling(Task):
             counts = counts & (steps - self._first < output.lengths.to(target.device))
         loss = self.criterion(output.scores, torch.where(counts, target, UNLABELLED))
         for penalty in self.regularisers:
-            loss = loss + penalty(output.spikes, output.given)
+            loss = loss + penalty(output.by_step(), output.given)
         return loss
 
     def criterion(self, scores: Tensor, y: Tensor) -> Tensor:

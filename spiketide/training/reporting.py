@@ -158,12 +158,12 @@ class Collector(L.Callback):
         truth, said = ([row.numpy() for row in rows] for rows in (self.labels, self.predictions))
         return match_onsets(truth, said, classes, tolerance=tolerance)
 
-    def near(self, tolerance: float) -> float:
+    def near(self, steps: int) -> float:
         """Share of the labelled steps whose prediction occurs among the labels at most so many steps away."""
         right = judged = 0
         for y, said in zip(self.labels, self.predictions, strict=True):
             labelled = (y != UNLABELLED).numpy()
-            right += int((near(y.numpy(), said.numpy(), int(tolerance)) & labelled).sum())
+            right += int((near(y.numpy(), said.numpy(), steps) & labelled).sum())
             judged += int(labelled.sum())
         return right / max(1, judged)
 
@@ -177,7 +177,7 @@ def measured(model: Task, data: Any, collector: Collector) -> dict[str, Any]:
     return {
         "test_accuracy": collector.accuracy(model.unlabelled),
         "test_accuracy_labelled": collector.accuracy(),
-        "test_accuracy_near": collector.near(model.tolerance),
+        "test_accuracy_near": collector.near(model.near),
         "onset_tolerance": model.tolerance,
         "onsets": {
             name: {**row._asdict(), "missed": row.missed} for name, row in zip(names, found, strict=True)
@@ -385,6 +385,8 @@ def _traces(model: Task, batch: Batch, columns: list[int]) -> list[SampleTrace]:
     def longer(steps: Tensor) -> Any:
         # layers with a tail go on after those in front of them, which are silent then
         missing = output.y.shape[0] - steps.shape[0]
+        if missing < 0:  # substeps: a spike in any of them is one of the step
+            return steps.unflatten(0, (output.y.shape[0], -1)).amax(1).numpy()
         return torch.cat([steps, steps.new_zeros(missing, *steps.shape[1:])]).numpy()
 
     samples = []
@@ -497,7 +499,7 @@ def _accuracies(model: nn.Module, result: dict[str, Any]) -> list[Row]:
         Row(
             "Test accuracy, near",
             result["test_accuracy_near"],
-            f"a label up to {model.tolerance:g} steps away counts",
+            f"a label up to {model.near} steps away counts",
         ),
     ]
 

@@ -40,8 +40,18 @@ class Output(NamedTuple):
     lengths: Tensor | None  # of y
     given: Tensor | None = None  # of the input: valid for every layer, also in front of a tail
 
+    def by_step(self) -> dict[str, Tensor]:
+        """The spikes with those of substeps (:class:`spiketide.Substeps`) averaged: one value for each step of the output."""
+        steps = self.y.shape[0]
+        return {
+            name: s if s.shape[0] <= steps else s.unflatten(0, (steps, s.shape[0] // steps)).mean(1)
+            for name, s in self.spikes.items()
+        }
+
     def lengths_of(self, spikes: Tensor) -> Tensor | None:
-        """Valid steps of a layer (T_l, B, *N): all samples miss the same tails that come behind it."""
+        """Valid steps of a layer (T_l, B, *N): all samples miss the same tails that come behind it, or have substeps."""
+        if self.lengths is not None and spikes.shape[0] > self.y.shape[0]:
+            return self.lengths * (spikes.shape[0] // self.y.shape[0])
         return None if self.lengths is None else self.lengths - (self.y.shape[0] - spikes.shape[0])
 
 
@@ -214,7 +224,7 @@ class Task(L.LightningModule, ABC):
         """The loss that is minimised."""
         loss = self.criterion(output.scores, y)
         for penalty in self.regularisers:
-            loss = loss + penalty(output.spikes, output.given)
+            loss = loss + penalty(output.by_step(), output.given)
         return loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

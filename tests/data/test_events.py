@@ -239,3 +239,15 @@ def test_frames_feed_array_data():
     data = ArrayData(x, [0, 1] * 6, temporal=True, batch_size=4, validation_fraction=0.2)
     batch = next(iter(data.train_dataloader()))
     assert batch.x.shape[1:] == (4, 3)
+
+
+def test_min_steps_adds_silence_behind():
+    frames = EventFrames(units=4, min_steps=6)
+    short = frames([0.001, 0.021], [0, 3])
+    assert short.shape == (6, 4) and short[:3].sum() == 2 and not short[3:].any()
+    np.testing.assert_array_equal(short[:3], EventFrames(units=4)([0.001, 0.021], [0, 3]))
+    assert frames([], []).shape == (6, 4)
+    assert frames([0.099], [1]).shape == (10, 4)  # a longer one is as it was
+    for options in ({"min_steps": 0}, {"min_steps": 5, "max_steps": 4}):
+        with pytest.raises(ParameterError, match="min_steps from 1 to max_steps"):
+            EventFrames(units=4, **options)

@@ -105,7 +105,13 @@ def test_what_does_not_fit_is_refused(batch: Batch) -> None:
     with pytest.raises(ParameterError, match="3 class_weights, got 2"):
         wrong = make(class_weights=[1.0, 2.0])
         wrong.objective(wrong(batch), batch.y)
-    for name, value in (("skip", -1), ("unlabelled", -2), ("label_smoothing", 1.0), ("tolerance", -1.0)):
+    for name, value in (
+        ("skip", -1),
+        ("unlabelled", -2),
+        ("label_smoothing", 1.0),
+        ("tolerance", -1.0),
+        ("near", -1),
+    ):
         with pytest.raises(ParameterError, match=name):
             make(**{name: value})
 
