@@ -3,20 +3,24 @@
 __version__ = "0.1.0"
 
 from . import surrogate as surrogate
+from .checkpointed import Checkpointed as Checkpointed
 from .compose import Bidirectional as Bidirectional
 from .compose import Framewise as Framewise
 from .compose import Recurrent as Recurrent
 from .compose import Residual as Residual
 from .compose import Sequential as Sequential
+from .compose import Substeps as Substeps
 from .diagnose import diagnose as diagnose
 from .layer import Layer as Layer
 from .neurons import ALIF as ALIF
 from .neurons import IF as IF
 from .neurons import LIF as LIF
 from .neurons import AdLIF as AdLIF
+from .neurons import BalancedResonateFire as BalancedResonateFire
 from .neurons import CubaLIF as CubaLIF
 from .neurons import LeakyIntegrator as LeakyIntegrator
 from .neurons import Neuron as Neuron
+from .neurons import SEAdLIF as SEAdLIF
 from .neurons import StepNeuron as StepNeuron
 from .norms import BatchNorm as BatchNorm
 from .norms import Dropout as Dropout

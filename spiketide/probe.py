@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .checkpointed import Checkpointed, recomputing
 from .compose import Recurrent
 from .errors import DataError, ShapeError
 from .neurons.base import Neuron
@@ -47,7 +48,8 @@ def record(
 
     The recorded tensors are those of the forward, with their graph, so that a penalty on them trains the
     model. A new forward of ``model`` replaces the records. The hooks are gone after the block, also after an
-    error; the records stay.
+    error; the records stay. Of a :class:`spiketide.Checkpointed` layer the whole sequence is recorded, and its second run in
+    the backward is not; what is recorded is kept whole in memory.
 
     Example:
         >>> import torch
@@ -72,30 +74,66 @@ def record(
     records = Records()
 
     def begin(module: nn.Module, args: Any) -> None:
-        records.clear()
-        records.modules.clear()
+        if not recomputing():
+            records.clear()
+            records.modules.clear()
 
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
+    def add(module: nn.Module, output: Tensor) -> None:
         name = key = names[module]
         times = 1
         while key in records:
             times += 1
             key = f"{name}#{times}"
-        records[key] = output[0] if isinstance(output, tuple) else output
+        records[key] = output
         records.modules[key] = module
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        if not recomputing():  # the second run of a chunk in the backward adds nothing
+            add(module, output[0] if isinstance(output, tuple) else output)
 
     # A recurrence through a synapse with a state runs its neuron step by step: its own output is recorded
     # for the whole sequence instead.
     before: dict[nn.Module, set[str]] = {}
 
     def enter(module: nn.Module, args: Any) -> None:
-        before[module] = set(records)
+        if not recomputing():
+            before[module] = set(records)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if recomputing():
+            return
         neuron = module.get_submodule("neuron")
         for key in [key for key in records if key not in before[module] and records.modules[key] is neuron]:
             del records[key], records.modules[key]
         keep(neuron, args, output)
+
+    # A checkpointed layer runs chunk by chunk: what its chunks gave is put together, use by use of a module.
+    chunks: dict[nn.Module, list[int]] = {}
+
+    def enter_whole(module: nn.Module, args: Any) -> None:
+        if not recomputing():
+            chunks[module] = []
+
+    def enter_chunk(module: Checkpointed) -> Any:
+        def mark(inner: nn.Module, args: Any) -> None:
+            if not recomputing() and module in chunks:
+                chunks[module].append(len(records))
+
+        return mark
+
+    def leave_whole(module: nn.Module, args: Any, output: Any) -> None:
+        if recomputing():
+            return
+        marks, keys = chunks.pop(module), list(records)
+        parts = [keys[a:b] for a, b in zip(marks, [*marks[1:], len(keys)], strict=True)]
+        ran = [[records.modules[key] for key in part] for part in parts]
+        if len(parts) < 2 or any(modules != ran[0] for modules in ran):
+            return
+        taken = [[records.pop(key) for key in part] for part in parts]
+        for key in keys[marks[0] :]:
+            del records.modules[key]
+        for inner, *outputs in zip(ran[0], *taken, strict=True):
+            add(inner, torch.cat(outputs))
 
     handles = [model.register_forward_pre_hook(begin)]
     try:
@@ -103,6 +141,10 @@ def record(
             if isinstance(module, Recurrent) and module.neuron in names:
                 handles.append(module.register_forward_pre_hook(enter))
                 handles.append(module.register_forward_hook(leave))
+            if isinstance(module, Checkpointed):
+                handles.append(module.register_forward_pre_hook(enter_whole))
+                handles.append(module.layer.register_forward_pre_hook(enter_chunk(module)))
+                handles.append(module.register_forward_hook(leave_whole))
         handles += [module.register_forward_hook(keep) for module in names]
         yield records
     finally:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spiketide.kernels import tiles
 from spiketide.kernels.threading import Kernel
 from spiketide.scan import Dynamics, recurrent_scan, scan
 from spiketide.surrogate import Surrogate
@@ -45,6 +46,24 @@ def assert_same(got: Tensor, want: Tensor, what: str = "") -> None:
     assert torch.equal(got, want), f"{what}: {int((got != want).sum())} of {want.numel()} values differ"
 
 
+def tile_product(out: Any, g: Any, w: Any, i: int) -> None:
+    """What the vector code of that name computes: every sum over the rows of the matrix in their order."""
+    total = np.zeros((tiles.ROWS, min(tiles.columns(w.dtype), w.shape[1] - i)), w.dtype)
+    for j in range(w.shape[0]):
+        total = total + g[: tiles.ROWS, j : j + 1] * w[j, i : i + total.shape[1]]
+    out[: tiles.ROWS, i : i + total.shape[1]] = total
+
+
+def nonzero_bits(array: Any, index: int) -> Any:
+    """Bit ``q``: ``array[index + q]`` is not zero."""
+    return np.uint64(sum(1 << q for q in range(64) if array[index + q] != 0))
+
+
+def lowest_bit(bits: Any) -> int:
+    """Place of the lowest bit."""
+    return (int(bits) & -int(bits)).bit_length() - 1
+
+
 @contextlib.contextmanager
 def interpreted() -> Iterator[None]:
     """Run the printed kernels as the plain Python they are, without Numba: the same arithmetic in no compile time.
@@ -69,6 +88,10 @@ def interpreted() -> Iterator[None]:
                 None
             )  # an instruction of the processor; it changes no value
         plain = types.FunctionType(self.function.__code__, names)
+
+        for name in ("tile_product", "nonzero_bits", "lowest_bit"):  # vector code: what it computes, in NumPy
+            if name in names:
+                names[name] = globals()[name]
 
         def run(*arguments: Any) -> Any:
             with np.errstate(all="ignore"):

@@ -107,8 +107,8 @@ class ALIF(Neuron):
         )
         if output == "relu" and reset.startswith("hard"):
             raise ParameterError(
-                f'ALIF(output="relu") expected a delayed, soft or no reset, got {reset!r}: a graded output of 2 would turn a hard '
-                "reset's v (1 - s) round."
+                f'ALIF(output="relu") expected a delayed, soft or no reset, got {reset!r}: a graded output s of 2 '
+                "would turn the hard reset's v (1 - s) round."
             )
         chosen = self._learn(learn, ("tau_mem", "tau_adapt", "threshold", "adaptation"))
         self.tau_mem = TimeConstant(

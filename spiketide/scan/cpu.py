@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import lines
+from ..kernels import lines, tiles
 from ..kernels.memory import empty_like
 from ..kernels.threading import Kernel, threads
 from . import cpu_math
@@ -172,7 +172,7 @@ def rows(names: Sequence[str], where: str = "t, lo:hi") -> list[str]:
 
 def compile_printed(text: str, stem: str) -> Kernel:
     """A kernel from its printed source."""
-    module = load_source(text, stem, (Path(cpu_math.__file__), Path(lines.__file__)))
+    module = load_source(text, stem, (Path(cpu_math.__file__), Path(lines.__file__), Path(tiles.__file__)))
     # error_model: a zero division gives inf as torch does, and no branch stands in the way of vector code
     return Kernel(module.kernel, parallel=True, error_model="numpy")
 

@@ -41,6 +41,7 @@ from spiketide import (
     SEAdLIF,
     Sequential,
     StepNeuron,
+    Substeps,
     SynapticDelay,
     spike,
 )
@@ -158,6 +159,9 @@ CASES: dict[str, Case] = {
         ),
         (7,),
     ),
+    "Substeps": Case(
+        lambda: Substeps(Sequential(dense(7, 5, 4.0), LIF(5, tau_mem=6.0, threshold=0.6)), 3), (7,)
+    ),
     "Residual": Case(
         lambda: Residual(Sequential(dense(7, 7, 4.0), LIF(7, tau_mem=6.0, threshold=0.6))), (7,)
     ),
@@ -234,7 +238,7 @@ def test_every_layer_of_the_package_is_in_the_battery() -> None:
     missing = sorted(set(found) - covered)
     assert not missing, f"{missing} keep no law yet: add a case for each to CASES in {__file__}"
     assert covered <= set(found), f"{sorted(covered - set(found))} are no layers of the package any more"
-    assert len(found) == 27, (
+    assert len(found) == 28, (
         f"the package has {len(found)} layers; if that is meant, change the count in {__file__}"
     )
     for name, cls in found.items():

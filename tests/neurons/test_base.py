@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import pickle
 from collections.abc import Callable
@@ -19,11 +20,13 @@ from spiketide import (
     IF,
     LIF,
     AdLIF,
+    BalancedResonateFire,
     CubaLIF,
     Dense,
     LeakyIntegrator,
     Neuron,
     Recurrent,
+    SEAdLIF,
     StepNeuron,
     spike,
 )
@@ -40,6 +43,12 @@ EVERY: dict[str, tuple[Callable[..., Neuron], tuple[str, ...]]] = {
     "ALIF": (ALIF, ("tau_mem", "tau_adapt", "threshold", "adaptation")),
     "AdLIF": (AdLIF, ("tau_mem", "tau_adapt", "coupling", "jump", "threshold")),
     "LeakyIntegrator": (LeakyIntegrator, ("tau_mem",)),
+    # at the paper's threshold a test's input does not reach it, and a jump that never happens has no gradient
+    "SEAdLIF": (
+        functools.partial(SEAdLIF, threshold=0.05),
+        ("tau_mem", "tau_adapt", "coupling", "jump", "threshold"),
+    ),
+    "BalancedResonateFire": (BalancedResonateFire, ("omega", "damping", "threshold")),
 }
 
 
@@ -58,7 +67,7 @@ def step(x: Any, v: Any, decay: Any, threshold: Any) -> Any:
 @pytest.mark.parametrize("name", EVERY)
 def test_no_optimiser_leaves_the_range(name: str, discretisation: str, optimiser: Any, sign: int) -> None:
     cls, learn = EVERY[name]
-    options = {} if name == "IF" else {"discretisation": discretisation}
+    options = {} if name in ("IF", "BalancedResonateFire") else {"discretisation": discretisation}
     neuron = cls(3, learn=learn, **options)
     opt = optimiser(neuron.parameters(), lr=10.0)
     names = neuron.dynamics.coefs

@@ -10,7 +10,20 @@ import torch
 from helpers import interpreted
 from torch import Tensor
 
-from spiketide import ALIF, IF, LIF, AdLIF, CubaLIF, Dense, LeakyIntegrator, Recurrent, StepNeuron, spike
+from spiketide import (
+    ALIF,
+    IF,
+    LIF,
+    AdLIF,
+    BalancedResonateFire,
+    CubaLIF,
+    Dense,
+    LeakyIntegrator,
+    Recurrent,
+    SEAdLIF,
+    StepNeuron,
+    spike,
+)
 from spiketide.errors import EngineError
 from spiketide.neurons import Neuron
 from spiketide.scan import recurrent_scan, scan
@@ -40,6 +53,13 @@ NEURONS: dict[str, Callable[[Surrogate], Neuron]] = {
     "ALIF hard": lambda s: ALIF(N, tau_mem=5.0, tau_adapt=9.0, threshold=0.3, reset="hard", surrogate=s),
     "AdLIF delayed": lambda s: AdLIF(N, tau_mem=5.0, tau_adapt=9.0, threshold=0.3, surrogate=s),
     "AdLIF soft": lambda s: AdLIF(N, tau_mem=5.0, tau_adapt=9.0, threshold=0.3, reset="soft", surrogate=s),
+    "SEAdLIF": lambda s: SEAdLIF(N, gain=9.0, threshold=0.3, coupling=0.5, jump=0.7, surrogate=s),
+    "SEAdLIF soft": lambda s: SEAdLIF(
+        N, gain=9.0, threshold=0.3, coupling=0.5, jump=0.7, reset="soft", surrogate=s
+    ),
+    "BalancedResonateFire": lambda s: BalancedResonateFire(
+        N, delta=0.1, decay_refractory=0.8, omega=6.0, damping=0.5, threshold=0.3, surrogate=s
+    ),
     "LeakyIntegrator": lambda s: LeakyIntegrator(N, tau_mem=5.0),
     "of a user": lambda s: StepNeuron(
         N, user_step, states=("v", "w"), constants={"decay": 0.8, "threshold": 0.9}, surrogate=s

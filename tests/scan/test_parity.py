@@ -30,10 +30,12 @@ from spiketide import (
     IF,
     LIF,
     AdLIF,
+    BalancedResonateFire,
     CubaLIF,
     Dense,
     LeakyIntegrator,
     Recurrent,
+    SEAdLIF,
     Sequential,
     StepNeuron,
     spike,
@@ -135,6 +137,30 @@ def _cases() -> dict[str, Callable[[int], Neuron]]:
                 "learn": learn,
             }
             add(f"AdLIF-{reset}-{tail}", AdLIF, **arguments, **how)
+    for disc, reset in itertools.product(("exp", "euler"), RESETS):
+        add(
+            f"SEAdLIF-{reset}-{disc}-scaled",
+            SEAdLIF,
+            tau_mem=6.0,
+            tau_adapt=70.0,
+            coupling=0.5,
+            jump=0.5,
+            gain=20.0,
+            threshold=0.1,
+            reset=reset,
+            discretisation=disc,
+            learn=("tau_mem", "tau_adapt", "coupling", "jump", "threshold"),
+        )
+    add(
+        "BalancedResonateFire",
+        BalancedResonateFire,
+        delta=0.1,
+        decay_refractory=0.8,
+        omega=7.0,
+        damping=0.5,
+        threshold=0.12,
+        learn=("omega", "damping", "threshold"),
+    )
     return cases
 
 
@@ -147,6 +173,8 @@ COMPILED = (
     "ALIF-delayed-exp-scaled",
     "AdLIF-delayed-exp-scaled",
     "LeakyIntegrator-exp-scaled",
+    "SEAdLIF-hard-exp-scaled",
+    "BalancedResonateFire",
 )
 
 
@@ -190,7 +218,7 @@ def test_the_table_has_every_neuron_of_the_package() -> None:
     }
     missing = known - {name.split("-")[0] for name in CASES} - {"Neuron", "StepNeuron"}
     assert not missing, f"add {missing} to _cases() in {__file__}"
-    assert len(CASES) == 5 + 4 * (1 + 5 + 5 + 6 + 6)
+    assert len(CASES) == 5 + 4 * (1 + 5 + 5 + 6 + 6) + 2 * 5 + 1
 
 
 @pytest.mark.parametrize("name", CASES)

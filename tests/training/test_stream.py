@@ -31,7 +31,9 @@ def task(**options: Any) -> Labelling:
     torch.manual_seed(0)
     hidden = Recurrent(ALIF(16, threshold=0.05), Dense(16, 16, bias=False))
     # a read-out without bias and memory says something else at every step
-    return Labelling([Dense(4, 16), hidden, Dense(16, 3, bias=False), LeakyIntegrator(3, tau_mem=1.0)], **options)
+    return Labelling(
+        [Dense(4, 16), hidden, Dense(16, 3, bias=False), LeakyIntegrator(3, tau_mem=1.0)], **options
+    )
 
 
 def events(steps: int = 300) -> np.ndarray:
