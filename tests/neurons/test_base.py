@@ -558,3 +558,45 @@ def test_a_neuron_is_a_module_like_any_other() -> None:
     moved = LIF(3, learn=("tau_mem",)).double()
     assert moved.tau_mem.raw.dtype == torch.float64 == moved.threshold().dtype
     assert moved(torch.rand(4, 1, 3, dtype=torch.float64))[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", [LIF, ALIF, AdLIF, CubaLIF, IF])
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
+def test_the_membrane_can_be_the_output(kind: Any, engine: str) -> None:
+    """What it hands on is the state after each step; spikes and resets inside stay as they are."""
+    options = {"threshold": 0.2, "engine": engine}
+    spikes, read = kind(3, **options), kind(3, **options, output="membrane")
+    assert spikes.emits_spikes and not read.emits_spikes
+    torch.manual_seed(0)
+    x = torch.rand(30, 2, 3, requires_grad=True)
+    y, state = read(x)
+    fired, same = spikes(x)
+    assert fired.sum() > 5
+    for a, b in zip(state, same, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    place = kind.states.index("v")
+    step_state = None
+    for t in range(30):
+        _, step_state = spikes(x[t : t + 1], step_state)
+        torch.testing.assert_close(y[t], step_state[place], rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x)
+    assert bool(gradient.abs().sum(0).gt(0).all())
+
+
+def test_a_neuron_without_a_membrane_cannot_hand_it_on() -> None:
+    def step(x: Any, q: Any, threshold: Any) -> Any:
+        s = spike(q + x - threshold)
+        return s, q + x - s
+
+    with pytest.raises(ParameterError, match='unknown output "?current|output'):
+        LIF(3, output="current")
+
+    class Charge(Neuron):
+        states = ("q",)
+
+        def coefs(self) -> tuple[float]:
+            return (1.0,)
+
+    Charge.step = staticmethod(step)  # type: ignore[assignment]
+    with pytest.raises(ParameterError, match='no state "v"'):
+        Charge(3, output="membrane")

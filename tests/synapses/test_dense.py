@@ -119,3 +119,26 @@ def test_inside_a_compiled_model():
     want = torch.autograd.grad(loss(x), dense.weight)[0]
     got = torch.autograd.grad(torch.compile(loss, backend="aot_eager", fullgraph=True)(x), dense.weight)[0]
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("init", ["xavier_uniform", "xavier_normal", "kaiming_normal", "orthogonal", "zeros"])
+def test_weights_begin_as_torch_draws_them(init):
+    torch.manual_seed(0)
+    dense = Dense(200, 100, init=init)
+    assert not dense.bias.any()
+    w = dense.weight.detach().clone()
+    variance = {"xavier_uniform": 2 / 300, "xavier_normal": 2 / 300, "kaiming_normal": 2 / 200, "zeros": 0.0}
+    if init == "orthogonal":
+        torch.testing.assert_close(w @ w.T, torch.eye(100), atol=1e-5, rtol=0)
+    else:
+        assert w.var().item() == pytest.approx(variance[init], rel=0.05)
+    if init == "xavier_uniform":
+        assert w.abs().max().item() <= (6 / 300) ** 0.5
+    dense.reset_parameters()
+    assert init == "zeros" or not torch.equal(dense.weight, w)
+    assert dense.weight.t().is_contiguous()
+
+
+def test_an_unknown_init_is_refused():
+    with pytest.raises(ParameterError, match="xavier_uniform"):
+        Dense(3, 2, init="xavier")
