@@ -180,6 +180,7 @@ def _test(options: argparse.Namespace) -> dict[str, Any]:
     if result["stored"]:
         _say("stored result of an earlier test (measure anew with --again):")
     _table(result)
+    _say(f"report                        {(folder.path / 'report.html').resolve()}")
     return result
 
 
@@ -209,7 +210,14 @@ def _demo(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any] |
 def _table(result: dict[str, Any]) -> None:
     sparse, dense = result["synaptic_operations"], result["dense_operations"]
     share = f" ({sparse / dense:.1%})" if dense else ""
-    _say(f"test accuracy                 {result['test_accuracy']:.2%} of {result['samples']} samples")
+    what = "samples" if "test_accuracy_labelled" not in result else "sequences, all steps"
+    _say(f"test accuracy                 {result['test_accuracy']:.2%} of {result['samples']} {what}")
+    if "test_accuracy_labelled" in result:
+        _say(f"of the labelled steps         {result['test_accuracy_labelled']:.2%}")
+        true, found, false = (
+            sum(row[key] for row in result["onsets"].values()) for key in ("true", "found", "false")
+        )
+        _say(f"onsets                        {found} of {true} found, {false} false ones")
     _say(f"firing rate                   {result['firing_rate']:.4f} spikes per neuron and step")
     _say(f"synaptic operations a sample  {sparse:,.0f} against {dense:,.0f} dense{share}")
     if "seconds" in result:

@@ -57,6 +57,11 @@ def check_input(layer: object, x: Tensor, shape: tuple[int, ...], lengths: Tenso
             )
         raise ShapeError(f"{name} expected {wanted}, got {tuple(x.shape)} with {x.dim()} axes.{hint}")
     if tuple(x.shape[2:]) != shape:
+        if len(shape) == 1 and shape[0] not in x.shape[:2]:
+            raise ShapeError(
+                f"{name} expected {wanted}, {shape[0]} features a step, got {x.shape[2]} in {tuple(x.shape)}: change the size of "
+                "the layer or the features of the data."
+            )
         raise ShapeError(
             f"{name} expected {wanted}, got {tuple(x.shape)}: is this batch-first or features-first? "
             "spiketide is time-first: x.transpose(0, 1)."

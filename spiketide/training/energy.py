@@ -47,6 +47,12 @@ def energy_of_run(
     _check(folder, on)
     if against is not None:
         _check(against, on)
+        mine, its = (load(run).settings["data"]["class_path"] for run in (folder, against))
+        if mine != its:
+            raise RunError(
+                f"{folder.path} is on {mine}, {against.path} on {its}: energies a sample compare on the same data only. Name a "
+                "run on the same data, or leave --against away."
+            )
     with folder.hold():
         counts, quality = _measure(folder, on)
         if against is None:

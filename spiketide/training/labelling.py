@@ -130,6 +130,11 @@ class Labelling(Task):
         """The loss that is minimised."""
         target = self.targets(y, output.scores)
         steps = torch.arange(self._first, self._first + len(target), device=target.device).unsqueeze(1)
+        if self.truncate is None and self.skip >= len(target):
+            raise ParameterError(
+                f"Labelling expected skip below the {len(target)} steps of the sequences, got {self.skip}: no step would be "
+                "trained on."
+            )
         counts = steps >= self.skip
         if output.lengths is not None:
             counts = counts & (steps - self._first < output.lengths.to(target.device))

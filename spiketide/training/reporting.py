@@ -539,7 +539,7 @@ def _claim(built: Built, result: dict[str, Any]) -> dict[str, Any]:
     return {
         **vars(claim),
         "verdict": verdict in ("reproduced", "above"),
-        "in words": f"this seed alone: {words}",
+        "in words": f"this seed alone: {words.rstrip('.')}",
     }
 
 

@@ -65,13 +65,14 @@ def train(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> dict[st
         RunError: the folder holds a run already, another recipe, is in use, or cannot be written.
         Stopped: on Ctrl-C, with everything up to the last whole epoch on disk.
     """
+    built = None if resume else recipe.build()  # what cannot be built leaves no folder behind
     with folder.hold():
         _prepare(recipe, folder, resume)
         if resume and folder.finished:
             log.info("%s is finished already", folder.path)
             return _result(folder)
         with _logging_to(folder):
-            built = recipe.build()
+            built = recipe.build() if built is None else built
             keep = Keep(folder, built.best)
             with surroundings(built.threads):
                 checkpoint = folder.last if resume and folder.last.is_file() else None

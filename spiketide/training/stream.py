@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import math
 import sys
 import time
@@ -25,6 +26,8 @@ from ..types import State
 from .folder import RunFolder
 from .labelling import Labelling
 from .task import Task
+
+log = logging.getLogger("spiketide")
 
 
 class Streamer:
@@ -185,32 +188,66 @@ def _events(rows: Iterator[ArrayLike], code: LevelCrossing, chunk: int) -> Itera
         yield np.zeros(2 * past.shape[1], np.float32)
 
 
-def read_rows(lines: TextIO | Iterable[str], *, columns: int) -> Iterator[NDArray[np.float64]]:
-    """Rows of numbers from lines of text, separated by commas, semicolons or blanks; a header and empty lines are skipped.
+def read_rows(
+    lines: TextIO | Iterable[str], *, columns: int, hint: str = ""
+) -> Iterator[NDArray[np.float64]]:
+    """Rows of numbers from lines of text: separated by semicolons, else by commas, else by blanks.
+
+    With semicolons a comma is a decimal point. Empty lines are skipped, and so is a first line without any number, with a word
+    about it in the log.
+
+    Args:
+        lines: text.
+        columns: numbers in a line.
+        hint: added to the message about another number of them.
 
     Raises:
-        DataError: a line that does not hold ``columns`` numbers; it is named.
+        DataError: a line that does not hold ``columns`` finite numbers; it is named.
     """
     first = True
     for number, line in enumerate(lines, 1):
-        words = line.replace(",", " ").replace(";", " ").split()
-        if not words:
+        line = line.lstrip("\ufeff") if number == 1 else line
+        if not line.strip():
             continue
-        try:
-            row = np.array([float(word) for word in words])
-        except ValueError:
-            if first:
-                first = False
-                continue  # names of the columns
-            raise DataError(
-                f"line {number} of the stream is no row of numbers: {line.strip()[:60]!r}."
-            ) from None
+        cells = _cells(line)
+        values = [_number(cell) for cell in cells]
+        if first and all(value is None for value in values):
+            log.info(
+                "line %d of the stream holds no number and is taken for a header: %s",
+                number,
+                line.strip()[:60],
+            )
+            first = False
+            continue
         first = False
+        bad = next((cell for cell, value in zip(cells, values, strict=True) if value is None), None)
+        if bad is not None:
+            what = f"{bad!r}, which is no number" if bad else "an empty cell"
+            raise DataError(f"line {number} of the stream has {what}: {line.strip()[:60]!r}.")
+        row = np.array(values, dtype=np.float64)
         if len(row) != columns:
             raise DataError(
-                f"line {number} of the stream has {len(row)} numbers, expected {columns}: {line.strip()[:60]!r}."
+                f"line {number} of the stream has {len(row)} numbers, expected {columns}: {line.strip()[:60]!r}.{hint}"
+            )
+        if not np.isfinite(row).all():
+            raise DataError(
+                f"line {number} of the stream has NaN or infinity: {line.strip()[:60]!r}. Fill gaps before, for example "
+                "with the last value."
             )
         yield row
+
+
+def _cells(line: str) -> list[str]:
+    if ";" in line:
+        return [cell.strip().replace(",", ".") for cell in line.split(";")]
+    return [cell.strip() for cell in line.split(",")] if "," in line else line.split()
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
 
 
 def segments(labelled: Iterable[Labelled]) -> Iterator[tuple[int, int, int]]:
@@ -244,6 +281,8 @@ def opened(name: str) -> Iterator[TextIO]:
     try:
         with Path(name).open(encoding="utf-8") as file:
             yield file
+    except FileNotFoundError as problem:
+        raise DataError(f"there is no file {name}; - means standard input.") from problem
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(
             f"{name} cannot be read as text: {problem}. Give rows of numbers, one a step."
@@ -282,7 +321,12 @@ def stream_lines(
         raise ParameterError(
             f"level crossing gives two channels a signal, but this network has {inputs} inputs."
         )
-    rows = read_rows(lines, columns=inputs if code is None else inputs // 2)
+    if code is None:
+        hint = f" This network takes {inputs} inputs a step; samples of {inputs // 2} signals need --level-crossing L."
+        rows = read_rows(lines, columns=inputs, hint=hint if inputs % 2 == 0 else "")
+    else:
+        hint = f" With level crossing a row has one sample of each of {inputs // 2} signals, which become {inputs} inputs."
+        rows = read_rows(lines, columns=inputs // 2, hint=hint)
     began = time.perf_counter()
     counts = dict.fromkeys(names, 0)
 
@@ -300,6 +344,8 @@ def stream_lines(
         for item in counted():
             say(f"{item.step},{names[item.label]},{item.probability:.4f}")
     seconds = time.perf_counter() - began
+    if not streamer.steps:
+        raise DataError("the stream held no row of numbers: nothing was labelled.")
     steps = max(1, streamer.steps)
     return {
         "run": str(folder.path),

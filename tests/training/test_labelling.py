@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from spiketide.compose import Bidirectional, Recurrent
 from spiketide.data import ArrayData
-from spiketide.errors import DataError, NonFiniteError, ParameterError, ShapeError
+from spiketide.errors import DataError, NonFiniteError, ParameterError, ShapeError, SpiketideError
 from spiketide.neurons import ALIF, LIF, LeakyIntegrator
 from spiketide.readouts import SpikeCount, SumSoftmax
 from spiketide.synapses import Dense, SynapticDelay
@@ -333,3 +333,11 @@ def test_a_run_trains_is_tested_and_reported(tmp_path: Path, truncate: int | Non
     assert {"val/accuracy", "val/accuracy_labelled"} <= set(history[-1])
     page = (folder.path / "report.html").read_text()
     assert "Labels over time" in page and "Trained constants" in page and "tau_adapt" in page
+
+
+def test_a_recipe_that_cannot_be_built_leaves_no_folder(tmp_path: Path) -> None:
+    settings = recipe(tmp_path).settings
+    settings["model"]["init_args"]["network"][1]["init_args"]["neuron"]["init_args"]["n"] = 11
+    with pytest.raises(SpiketideError, match=r"Recurrent expected Dense\(11, 11\)"):
+        train(Recipe(settings, name="broken"), RunFolder(tmp_path / "broken"))
+    assert not (tmp_path / "broken").exists()

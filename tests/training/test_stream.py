@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,23 @@ def test_bad_input_is_refused_and_takes_nothing_in() -> None:
         streamer(np.zeros(4))
 
 
-def test_rows_are_read_from_text() -> None:
-    text = "up, down\n\n1,0\n0;1\n  0.5 \t 2e-1 \n"
-    assert [row.tolist() for row in read_rows(io.StringIO(text), columns=2)] == [[1, 0], [0, 1], [0.5, 0.2]]
-    with pytest.raises(DataError, match="line 2 of the stream has 3 numbers, expected 2"):
-        list(read_rows(["1 0", "1 0 1"], columns=2))
-    with pytest.raises(DataError, match="line 3 of the stream is no row of numbers: 'a b'"):
-        list(read_rows(["x y", "1 0", "a b"], columns=2))
+def test_rows_are_read_from_text(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="spiketide")
+    text = "\ufeffup, down\n\n1,0\n0,5;1\n  0.5 \t 2e-1 \r\n"
+    assert [row.tolist() for row in read_rows(io.StringIO(text), columns=2)] == [[1, 0], [0.5, 1], [0.5, 0.2]]
+    assert "line 1 of the stream holds no number and is taken for a header: up, down" in caplog.text
+    assert [row.tolist() for row in read_rows(["\ufeff1,0"], columns=2)] == [
+        [1, 0]
+    ]  # as spreadsheets write it
+    for lines, message in (
+        (["1 0", "1 0 1"], "line 2 of the stream has 3 numbers, expected 2: '1 0 1'. Two leads"),
+        (["x y", "1 0", "a b"], "line 3 of the stream has 'a', which is no number: 'a b'"),
+        (["1,x"], "line 1 of the stream has 'x', which is no number"),  # no header: it holds a number
+        (["1,,0"], "line 1 of the stream has an empty cell"),
+        (["1,0", "nan,0"], "line 2 of the stream has NaN or infinity"),
+    ):
+        with pytest.raises(DataError, match=re.escape(message)):
+            list(read_rows(lines, columns=2, hint=" Two leads"))
 
 
 def test_segments_are_runs_of_one_label() -> None:
@@ -177,7 +188,17 @@ def test_the_command_says_what_is_wrong(
     run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["stream", str(run.path), str(tmp_path / "none.csv")]) == 2
-    assert "cannot be read as text" in capsys.readouterr().err
+    assert "there is no file" in capsys.readouterr().err
+    path = tmp_path / "some.csv"
+    for text, message, options in (
+        ("", "held no row of numbers", []),
+        ("up,down\n", "held no row of numbers", ["--level-crossing", "0.1"]),
+        ("0.5\n", "samples of 1 signals need --level-crossing", []),
+        ("1,0\n", "one sample of each of 1 signals", ["--level-crossing", "0.1"]),
+    ):
+        path.write_text(text)
+        assert main(["stream", str(run.path), str(path), *options]) == 2
+        assert message in capsys.readouterr().err
     with pytest.raises(RunError, match="no best checkpoint"):
         (tmp_path / "empty").mkdir()
         (tmp_path / "empty" / "recipe.yaml").write_text((run.path / "recipe.yaml").read_text())
