@@ -346,7 +346,7 @@ def recurrent(rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     steps, batch, n = 784, 256, 256
     layer = st.Recurrent(st.ALIF(n, threshold=0.3, learn=()), st.Dense(n, n, bias=False))
-    x = torch.randn(steps, batch, n) * 3.0
+    x = torch.randn(steps, batch, n) * 4.7  # 5 % firing
     gradient = torch.randn(steps, batch, n) * 0.01
     with torch.no_grad():
         y, _ = layer(x)
