@@ -118,7 +118,7 @@ def test_refusals() -> None:
         size_for("gru", 4, 0)
     with pytest.raises(ParameterError, match="GRU expected n "):
         GRU(4, 0)
-    with pytest.raises(ShapeError, match="time-first"):
+    with pytest.raises(ShapeError, match="4 features a step, got 5"):
         LSTM(4, 2)(torch.zeros(3, 2, 5))
     with pytest.raises(ShapeError, match="state of 2 tensors"):
         LSTM(4, 2)(torch.zeros(3, 2, 4), (torch.zeros(2, 2),))

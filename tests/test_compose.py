@@ -86,7 +86,9 @@ def test_sequential_of_nothing_and_of_wrong_things() -> None:
     _, state = model(torch.rand(5, 4, 3))
     with pytest.raises(ShapeError, match="another batch size"):
         model(x, state)
-    with pytest.raises(ShapeError, match=r"LIF expected \(T, B, 3\), got \(5, 2, 7\)"):
+    with pytest.raises(
+        ShapeError, match=r"LIF expected \(T, B, 3\), 3 features a step, got 7 in \(5, 2, 7\)"
+    ):
         Sequential(Dense(3, 7), LIF(3))(x)
 
 

@@ -150,7 +150,7 @@ def test_refuses_input() -> None:
             layer(torch.zeros(2, 2, 3), lengths=torch.tensor([1]))
         with pytest.raises(ShapeError, match="tensor"):
             layer([1.0])
-    with pytest.raises(ShapeError, match="time-first"):
+    with pytest.raises(ShapeError, match="features a step"):
         BatchNorm(3)(torch.zeros(2, 2, 4))
     with pytest.raises(ShapeError, match="state"):
         BatchNorm(3)(torch.zeros(2, 2, 3), (torch.zeros(2),))

@@ -13,12 +13,19 @@ from ..kernels import project
 from ..layer import check_input
 from .base import Synapse, positive, uniform_
 
+
+def _orthogonal(weight: Tensor) -> None:
+    # in float64 and then rounded: with another number of threads a decomposition differs in its last digits only
+    with torch.no_grad():
+        weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape, dtype=torch.float64)))
+
+
 INITS: dict[str, Callable[[Tensor], Any] | None] = {
     "uniform": None,
     "xavier_uniform": nn.init.xavier_uniform_,
     "xavier_normal": nn.init.xavier_normal_,
     "kaiming_normal": nn.init.kaiming_normal_,
-    "orthogonal": nn.init.orthogonal_,
+    "orthogonal": _orthogonal,
     "zeros": nn.init.zeros_,
 }
 """How weights may begin; ``None`` is Kaiming's rule with the gain of ``torch.nn.Linear``."""

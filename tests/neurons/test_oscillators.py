@@ -276,7 +276,7 @@ def test_brf_shrinks_whatever_is_learnt(
     raws: tuple[float, float], delta: float, decay: float, share: float
 ) -> None:
     neuron = BalancedResonateFire(
-        1, delta=delta, decay_refractory=decay, omega=5.0, damping=0.5, threshold=9.0, engine="reference"
+        1, delta=delta, decay_refractory=decay, omega=5.0, damping=0.1, threshold=9.0, engine="reference"
     ).double()
     with torch.no_grad():
         neuron.omega.raw.fill_(raws[0])

@@ -34,10 +34,10 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = 20
 PRECISE = ("--threads", "1", "--trainer.precision", "64-true")
 SMALLER = {
-    "mnist/sequential_brf": ("--data.batch_size", "8"),
-    "mnist/yin2021_psmnist": ("--data.batch_size", "4"),
+    "mnist/sequential_brf": ("--data.batch_size", "8", "--model.encoder.stride", "7"),
+    "mnist/yin2021_psmnist": ("--data.batch_size", "4", "--model.encoder.stride", "4"),
 }
-"""Recipes whose twenty batches would take minutes. So few images teach nothing yet."""
+"""Recipes whose twenty batches would take minutes: fewer images, every so many pixels. So few teach nothing yet."""
 NEEDS_NOTHING = {"digits/latency_lif"}
 DELAYS = {
     "shd/hammouamri2023_delays",
