@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ..errors import DataError, ParameterError, ShapeError
 from ..layer import Layer
+from ..shapes import time_mask
 from ..types import UNLABELLED
 from .task import Output, Task
 
@@ -96,7 +97,6 @@ class Labelling(Task):
         self.unlabelled = unlabelled
         self.label_smoothing = float(label_smoothing)
         self.class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
-        self._first = 0  # step of the sequence at which the window that is trained on begins
 
     def scores(self, y: Tensor, lengths: Tensor | None) -> Tensor:
         """The network's output itself, ``(T, B, C)``."""
@@ -106,8 +106,8 @@ class Labelling(Task):
         """The network's output itself: each step is judged by itself."""
         return output.y
 
-    def targets(self, y: Tensor, scores: Tensor) -> Tensor:
-        """Labels ``(T, B)`` as they count, checked against the scores ``(T, B, C)``."""
+    def checked(self, y: Tensor, scores: Tensor) -> Tensor:
+        """Labels ``(T, B)``, checked against the scores ``(T, B, C)``, with the class of the unlabelled steps filled in."""
         if y.shape != scores.shape[:2] or y.dtype != torch.int64:
             raise ShapeError(
                 f"Labelling expected one int64 label a step, {tuple(scores.shape[:2])}, got {tuple(y.shape)} {y.dtype}: a layer "
@@ -126,22 +126,16 @@ class Labelling(Task):
             )
         return y if self.unlabelled is None else torch.where(y == UNLABELLED, self.unlabelled, y)
 
-    def objective(self, output: Output, y: Tensor) -> Tensor:
-        """The loss that is minimised."""
-        target = self.targets(y, output.scores)
-        steps = torch.arange(self._first, self._first + len(target), device=target.device).unsqueeze(1)
+    def targets(self, output: Output, y: Tensor) -> Tensor:
+        """Labels ``(T, B)`` of the steps that are trained on; none at the others."""
+        target = self.checked(y, output.scores)
         if self.truncate is None and self.skip >= len(target):
             raise ParameterError(
                 f"Labelling expected skip below the {len(target)} steps of the sequences, got {self.skip}: no step would be "
                 "trained on."
             )
-        counts = steps >= self.skip
-        if output.lengths is not None:
-            counts = counts & (steps - self._first < output.lengths.to(target.device))
-        loss = self.criterion(output.scores, torch.where(counts, target, UNLABELLED))
-        for penalty in self.regularisers:
-            loss = loss + penalty(output.by_step(), output.given)
-        return loss
+        steps = torch.arange(output.first, output.first + len(target), device=target.device).unsqueeze(1)
+        return torch.where((steps >= self.skip) & _valid(output, target), target, UNLABELLED)
 
     def criterion(self, scores: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy over the steps with a label; 0 if there is none."""
@@ -161,28 +155,25 @@ class Labelling(Task):
     def measures(self, output: Output, y: Tensor) -> dict[str, tuple[Tensor, int]]:
         """``accuracy``, and with ``unlabelled`` also ``accuracy_labelled``."""
         predicted = output.scores.argmax(-1)
-        valid = torch.ones_like(y, dtype=torch.bool)
-        if output.lengths is not None:
-            steps = torch.arange(len(y), device=y.device).unsqueeze(1)
-            valid = steps < output.lengths.to(y.device)
+        valid = _valid(output, y)
         labelled = _share((predicted == y), valid & (y != UNLABELLED))
         if self.unlabelled is None:
             return {"accuracy": labelled}
         return {
-            "accuracy": _share(predicted == self.targets(y, output.scores), valid),
+            "accuracy": _share(predicted == self.checked(y, output.scores), valid),
             "accuracy_labelled": labelled,
         }
 
     def labels_of(self, y: Tensor, start: int, stop: int) -> Tensor:
         """The labels of the steps of a window."""
-        self._first = start
         return y[start:stop]
 
-    def _truncated(self, batch: Any, window: int) -> Tensor:
-        try:
-            return super()._truncated(batch, window)
-        finally:
-            self._first = 0
+
+def _valid(output: Output, y: Tensor) -> Tensor:
+    """True ``(T, B)`` at the steps before a sample's end."""
+    if output.lengths is None:
+        return torch.ones_like(y, dtype=torch.bool)
+    return time_mask(output.lengths.to(y.device), len(y))
 
 
 def _share(right: Tensor, counted: Tensor) -> tuple[Tensor, int]:

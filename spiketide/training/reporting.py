@@ -21,6 +21,7 @@ from ..neurons.base import Constant, TimeConstant
 from ..probe import is_spiking, valid_steps
 from ..report import Constants, ReportData, Row, SampleTrace, Strip, choose_samples, write_report
 from ..segments import Onsets, match_onsets, near
+from ..shapes import time_mask
 from ..synapses import LayerDelays, delay_statistics
 from ..types import UNLABELLED, Batch
 from .callbacks import Reseed
@@ -93,7 +94,7 @@ class Collector(L.Callback):
         """Right answers and judged answers of every step, ``(T,)`` each."""
         judged = torch.ones_like(said, dtype=torch.bool)
         if lengths is not None:
-            judged = torch.arange(len(said)).unsqueeze(1) < lengths.cpu()
+            judged = time_mask(lengths.cpu(), len(said))
         if self.stepwise:
             judged = judged & (y != UNLABELLED)
         return ((said == y) & judged).sum(1), judged.sum(1)

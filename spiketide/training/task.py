@@ -39,6 +39,7 @@ class Output(NamedTuple):
     spikes: dict[str, Tensor]
     lengths: Tensor | None  # of y
     given: Tensor | None = None  # of the input: valid for every layer, also in front of a tail
+    first: int = 0  # step of the sequence with which ``y`` begins: that of its window, with truncation
 
     def by_step(self) -> dict[str, Tensor]:
         """The spikes with those of substeps (:class:`spiketide.Substeps`) averaged: one value for each step of the output."""
@@ -212,6 +213,10 @@ class Task(L.LightningModule, ABC):
     def evolve(self, output: Output) -> Tensor:
         """The scores of every moment, ``(T, B, C)``: what would be said had the sequence ended there."""
 
+    def targets(self, output: Output, y: Tensor) -> Tensor:
+        """The labels as they count in the loss."""
+        return y
+
     @abstractmethod
     def criterion(self, scores: Tensor, y: Tensor) -> Tensor:
         """The loss of the scores alone."""
@@ -222,7 +227,7 @@ class Task(L.LightningModule, ABC):
 
     def objective(self, output: Output, y: Tensor) -> Tensor:
         """The loss that is minimised."""
-        loss = self.criterion(output.scores, y)
+        loss = self.criterion(output.scores, self.targets(output, y))
         for penalty in self.regularisers:
             loss = loss + penalty(output.by_step(), output.given)
         return loss
@@ -260,7 +265,7 @@ class Task(L.LightningModule, ABC):
             y, spikes, end = self.run(x[start : start + window], state, here)
             state = detach(end)
             past = None if lengths is None else lengths.clamp(max=start + window)
-            output = self.windowed(seen, y, spikes, here, past)
+            output = self.windowed(seen, y, spikes, here, past)._replace(first=start)
             loss = self.objective(output, self.labels_of(batch.y, start, start + window))
             optimizer.zero_grad()
             self.manual_backward(loss)
