@@ -34,6 +34,14 @@ def parameter_roles(model: nn.Module) -> dict[nn.Parameter, str]:
     return roles
 
 
+def unstreamable(network: nn.Module) -> nn.Module | None:
+    """The first part of a network that is exempt from the law of streaming or has a tail: it cannot go on from a state."""
+    for module in network.modules():
+        if "streaming" in getattr(module, "exempt", {}) or bool(getattr(module, "tail", 0)):
+            return module
+    return None
+
+
 class Layer(nn.Module, ABC):
     """Everything with a time axis.
 

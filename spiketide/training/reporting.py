@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..compose import Bidirectional
 from ..diagnose import Diagnosis, diagnose
+from ..energy import Operations, count_operations
 from ..errors import RunError
 from ..layer import Layer
 from ..neurons import ALIF, Neuron
@@ -28,7 +29,6 @@ from .callbacks import Reseed
 from .folder import RunFolder
 from .judgement import judge
 from .labelling import Labelling
-from .operations import Operations, count_operations
 from .recipe import Built, Recipe
 from .task import Output, Task
 

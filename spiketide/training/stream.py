@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..encoders import LevelCrossing
 from ..errors import DataError, NonFiniteError, ParameterError, RunError, ShapeError
+from ..layer import unstreamable
 from ..neurons import Neuron
 from ..types import State
 from .folder import RunFolder
@@ -65,14 +66,9 @@ class Streamer:
                 f"a stream is labelled step by step, but this task is {type(task).__name__}, with one label for a whole "
                 "sequence: train with spiketide.training.Labelling."
             )
-        blind = [
-            m
-            for m in task.network.modules()
-            if "streaming" in getattr(m, "exempt", {}) or bool(getattr(m, "tail", 0))
-        ]
-        if blind:
+        if (part := unstreamable(task.network)) is not None:
             raise ParameterError(
-                f"{type(blind[0]).__name__} needs the whole sequence at once: this network cannot label a stream."
+                f"{type(part).__name__} needs the whole sequence at once: this network cannot label a stream."
             )
         self.task = copy.deepcopy(task).eval()
         for module in self.task.network.modules():

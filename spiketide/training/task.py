@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..compose import Sequential
 from ..encoders import Encoder
 from ..errors import NonFiniteError, ParameterError, ShapeError, unknown
-from ..layer import Layer
+from ..layer import Layer, unstreamable
 from ..losses import Regulariser
 from ..probe import mean_rates, record
 from ..synapses.delay import DelayAnneal, clamp_delays
@@ -168,12 +168,10 @@ class Task(L.LightningModule, ABC):
         self._overflows = 0
         if truncate is not None:
             self.automatic_optimization = False  # several optimiser steps a batch
-            streams = [m for m in self.network.modules() if "streaming" in getattr(m, "exempt", {})]
-            streams += [m for m in self.network.modules() if getattr(m, "tail", 0)]
-            if streams:
+            if (part := unstreamable(self.network)) is not None:
                 raise ParameterError(
                     f"{word}: truncate needs a network that carries its state from window to window; "
-                    f"{type(streams[0]).__name__} does not. Use truncate=None."
+                    f"{type(part).__name__} does not. Use truncate=None."
                 )
 
     def forward(self, batch: Batch, *, encoded: bool = False) -> Output:

@@ -447,7 +447,7 @@ def test_delays_have_a_parameter_group_of_their_own_that_does_not_decay() -> Non
 
 def test_a_copy_knows_its_delays() -> None:
     """A deep copy of a parameter forgets its attributes; the word of its module stays."""
-    from spiketide.training.operations import connections
+    from spiketide.energy import connections
 
     layer = copy.deepcopy(SynapticDelay(3, 4, 8, start=8.0)).eval()
     assert [g["name"] for g in parameter_groups(layer, lr=0.1)] == ["weights", "delays"]

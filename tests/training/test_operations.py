@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from spiketide.compose import Recurrent, Sequential
+from spiketide.energy import connections, count_operations
 from spiketide.neurons import LIF
 from spiketide.synapses import Conv2d, Dense
-from spiketide.training.operations import connections, count_operations
 
 
 def test_dense_by_hand() -> None:
