@@ -9,7 +9,7 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -570,6 +570,12 @@ def _contents(clips: Sequence[Clip]) -> str:
     return digest.hexdigest()
 
 
+def _harmless(member: tarfile.TarInfo) -> bool:
+    """Whether it is a file or folder that stays inside."""
+    path = PurePosixPath(member.name)
+    return (member.isfile() or member.isdir()) and not path.is_absolute() and ".." not in path.parts
+
+
 def unpack(archive: Path, target: Path) -> None:
     """Take the data set out of its archive and put it in place in one move.
 
@@ -584,7 +590,10 @@ def unpack(archive: Path, target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run
     try:
         with tarfile.open(archive, "r:gz") as store:
-            store.extractall(partial, filter="data")
+            if hasattr(tarfile, "data_filter"):
+                store.extractall(partial, filter="data")
+            else:  # Python before 3.10.12 and 3.11.4
+                store.extractall(partial, [member for member in store if _harmless(member)])
         inside = partial / target.name  # a copy that was packed with its folder
         whole = inside if inside.is_dir() else partial
         if not (whole / "testing_list.txt").is_file():
