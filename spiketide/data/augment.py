@@ -1,9 +1,10 @@
-"""Augmentation of spike frames while training: shifted channels and warped time."""
+"""Training samples that are changed each time they are seen; of spike frames: shifted channels and warped time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,42 @@ from ..types import Batch
 from .base import DataModule, Samples, _Rows
 from .collate import collate
 
+Change = Callable[[Samples, Tensor, NDArray[np.int64]], "Tensor | list[Tensor]"]
+"""Makes the samples of a training batch: from the part, their rows in it, and the epoch of each, what ``collate`` takes."""
 
-class Augmented(DataModule):
+
+class Changing(DataModule):
+    """A data set whose training samples may be changed each time they are seen, in the order that it has without changes.
+
+    A subclass says in :meth:`change` how. What it draws for a sample must be a function of ``seed``, the epoch and
+    the number of the sample in the data set, and of nothing else: not of the batch, the processes or the workers,
+    so a resumed run goes on as it would have. Validation and test samples are never changed.
+
+    Args:
+        **common: see :class:`~spiketide.data.base.DataModule`.
+    """
+
+    def change(self) -> Change | None:
+        """What is done to training samples; ``None``: nothing."""
+        return None
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled training batches, changed where that is asked for."""
+        plain, change = super().train_dataloader(), self.change()
+        if change is None:
+            return plain
+        inner, before = plain.dataset, plain.sampler
+        assert isinstance(inner, _Rows) and isinstance(before, DistributedSampler)
+        dataset = _ChangedRows(inner.samples, inner.rows, self.temporal, change)
+        world, rank = self._processes()
+        sampler = _WithEpoch(
+            dataset, num_replicas=world, rank=rank, shuffle=True, seed=before.seed, drop_last=False
+        )
+        sampler.set_epoch(before.epoch)
+        return self._loader(dataset, sampler, self.batch_size)
+
+
+class Augmented(Changing):
     """A data set of spike frames whose training samples may be changed each time they are seen.
 
     - channels: all channels of a sample move by one whole number, drawn evenly from ``-channel_shift`` to
@@ -59,24 +94,11 @@ class Augmented(DataModule):
         self.channel_shift = channel_shift
         self.time_warp = time_warp
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled training batches, changed where that is asked for."""
+    def change(self) -> Change | None:
+        """Moved and warped frames, where that is asked for."""
         if self.channel_shift == 0 and self.time_warp is None:
-            return super().train_dataloader()
-        plain = super().train_dataloader()  # the order of the epochs is that of the data set without changes
-        inner = plain.dataset
-        assert isinstance(inner, _Rows)
-        dataset = _ChangedRows(
-            inner.samples, inner.rows, self.temporal, self.seed, self.channel_shift, self.time_warp
-        )
-        world, rank = self._processes()
-        before = plain.sampler
-        assert isinstance(before, DistributedSampler)
-        sampler = _WithEpoch(
-            dataset, num_replicas=world, rank=rank, shuffle=True, seed=before.seed, drop_last=False
-        )
-        sampler.set_epoch(before.epoch)
-        return self._loader(dataset, sampler, self.batch_size)
+            return None
+        return _Frames(self.seed, self.channel_shift, self.time_warp)
 
 
 class _WithEpoch(DistributedSampler[Batch]):
@@ -89,35 +111,40 @@ class _WithEpoch(DistributedSampler[Batch]):
 
 
 class _ChangedRows(_Rows):
-    def __init__(
-        self,
-        samples: Samples,
-        rows: Tensor,
-        temporal: bool,
-        seed: int,
-        shift: int,
-        warp: tuple[float, float] | None,
-    ) -> None:
+    def __init__(self, samples: Samples, rows: Tensor, temporal: bool, change: Change) -> None:
         super().__init__(samples, rows, temporal)
-        self.seed, self.shift, self.warp = seed, shift, warp
+        self.change = change
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        chosen = [divmod(index, len(self.rows)) for index in indices]
-        rows = self.rows[torch.tensor([index for _, index in chosen])]
-        x, y, ids, scale = self.samples
-        changed = [
-            torch.from_numpy(self._changed(x[row].numpy(), epoch, int(ids[row]))) / scale
-            for (epoch, _), row in zip(chosen, rows.tolist(), strict=True)
-        ]
-        together = torch.stack(changed) if isinstance(x, Tensor) else changed
-        return collate(together, y[rows], temporal=self.temporal)
+        """The batch; an index is ``epoch * samples + place``."""
+        epochs, places = np.divmod(np.array(indices, dtype=np.int64), len(self.rows))
+        rows = self.rows[torch.from_numpy(places)]
+        changed = self.change(self.samples, rows, epochs)
+        return collate(changed, self.samples.choose(rows), temporal=self.temporal)
 
-    def _changed(self, frames: NDArray[Any], epoch: int, number: int) -> NDArray[Any]:
+
+@dataclass(frozen=True)
+class _Frames:
+    """What is done to spike frames."""
+
+    seed: int
+    shift: int
+    warp: tuple[float, float] | None
+
+    def __call__(self, samples: Samples, rows: Tensor, epochs: NDArray[np.int64]) -> Tensor | list[Tensor]:
+        x, _, ids, scale = samples
+        fixed = isinstance(x, Tensor)
+        changed = [
+            torch.from_numpy(self._changed(x[row].numpy(), epoch, int(ids[row]), fixed)) / scale
+            for epoch, row in zip(epochs.tolist(), rows.tolist(), strict=True)
+        ]
+        return torch.stack(changed) if fixed else changed
+
+    def _changed(self, frames: NDArray[Any], epoch: int, number: int, fixed: bool) -> NDArray[Any]:
         draws = np.random.SeedSequence((self.seed, epoch, number)).generate_state(2) / 2.0**32
         if self.warp is not None:
             low, high = self.warp
             factor = low + (high - low) * float(draws[0])
-            fixed = isinstance(self.samples.x, Tensor)
             frames = warped(frames, factor, len(frames) if fixed else None)
         if self.shift:
             frames = shifted(frames, int(draws[1] * (2 * self.shift + 1)) - self.shift)

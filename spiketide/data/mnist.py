@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError, ParameterError, unknown
-from .base import DataModule, Samples
+from .augment import Change, Changing
+from .augment_images import DRAWS, ImageAugment, uniforms
+from .base import Samples
 from .download import RemoteFile, fetch
 from .idx import read_idx
 
@@ -22,7 +26,7 @@ _NAMES = {
 }
 
 
-class IdxImages(DataModule):
+class IdxImages(Changing):
     """Images of 28 x 28 bytes in four gzipped idx files; :class:`MNIST` and :class:`FashionMNIST` say which.
 
     .. code-block:: text
@@ -31,6 +35,10 @@ class IdxImages(DataModule):
         "pixels"  x (784, B, 1)       x[t] = image[t // 28, t % 28]
         with permutation_seed         x[t] = image[p[t] // 28, p[t] % 28], one p for all samples
         "rows"    x (28, B, 28)       x[t] = image[t, :]
+
+    ``shift``, ``flip``, ``rotation``, ``zoom`` and ``erase`` change training images each time they are seen, as
+    :class:`~spiketide.data.augment_images.ImageAugment` says. What is drawn for an image is a function of ``seed``,
+    the epoch and the image's number alone. Validation and test images are never changed.
 
     Example:
         >>> from spiketide.data import MNIST
@@ -43,10 +51,16 @@ class IdxImages(DataModule):
     Args:
         as_sequence: False for images, ``"pixels"`` or ``"rows"`` for sequences.
         permutation_seed: with ``"pixels"``: permute the pixels, from this seed; ``None``: in reading order.
+        shift: most pixels to move a training image by, each way, up to 27; this and the next four with images only.
+        flip: probability of mirroring it left-right (a digit becomes none).
+        rotation: most degrees to turn it by, each way, up to 180.
+        zoom: most that the factor of its size differs from 1, below 1.
+        erase: probability of covering a rectangle of 4 to 11 pixels each side with one grey.
         **common: see :class:`~spiketide.data.base.DataModule`.
 
     Raises:
-        ParameterError: an unknown form, or a permutation of anything but pixels.
+        ParameterError: an unknown form, a permutation of anything but pixels, changes of anything but images, or a
+            number out of its range.
         DataError: a file is missing and cannot be downloaded, truncated or corrupt, or files do not belong
             together.
     """
@@ -59,6 +73,11 @@ class IdxImages(DataModule):
         *,
         as_sequence: Literal[False, "pixels", "rows"] = False,
         permutation_seed: int | None = None,
+        shift: int = 0,
+        flip: float = 0.0,
+        rotation: float = 0.0,
+        zoom: float = 0.0,
+        erase: float = 0.0,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -77,6 +96,16 @@ class IdxImages(DataModule):
             )
         self.as_sequence = as_sequence
         self.permutation_seed = permutation_seed
+        self.augment = ImageAugment(shift=shift, flip=flip, rotation=rotation, zoom=zoom, erase=erase)
+        if shift > 27:
+            raise ParameterError(
+                f"{type(self).__name__} expected shift of at most 27, got {shift}: images have 28 pixels each side."
+            )
+        if self.augment and as_sequence is not False:
+            raise ParameterError(
+                f"{type(self).__name__} expected as_sequence=False with shift, flip, rotation, zoom or erase, got "
+                f"as_sequence={as_sequence!r}: images are changed, sequences of their pixels are not."
+            )
 
     @property
     def temporal(self) -> bool:
@@ -99,6 +128,10 @@ class IdxImages(DataModule):
         if self.permutation_seed is None:
             return None
         return torch.from_numpy(np.random.RandomState(self.permutation_seed).permutation(784))
+
+    def change(self) -> Change | None:
+        """Changes of training images, where they are asked for."""
+        return _Images(self.seed, self.augment) if self.augment else None
 
     def prepare_data(self) -> None:
         """Download what is missing."""
@@ -132,6 +165,19 @@ class IdxImages(DataModule):
         )
 
 
+@dataclass(frozen=True)
+class _Images:
+    """What is done to images, all of a batch at once, in this thread (see collate)."""
+
+    seed: int
+    augment: ImageAugment
+
+    def __call__(self, samples: Samples, rows: Tensor, epochs: NDArray[np.int64]) -> Tensor:
+        assert isinstance(samples.x, Tensor)
+        draws = uniforms(self.seed, epochs, samples.ids[rows].numpy(), DRAWS)
+        return torch.from_numpy(self.augment(samples.x.numpy()[rows.numpy()], draws, samples.scale))
+
+
 class MNIST(IdxImages):
     """70 000 handwritten digits of 28 x 28 pixels: 60 000 to train on, 10 000 to test on.
 
@@ -150,10 +196,16 @@ class MNIST(IdxImages):
     Args:
         as_sequence: False for images, ``"pixels"`` or ``"rows"`` for sequences.
         permutation_seed: with ``"pixels"``: permute the pixels, from this seed; ``None``: in reading order.
+        shift: most pixels to move a training image by, each way, up to 27; this and the next four with images only.
+        flip: probability of mirroring it left-right (a digit becomes none).
+        rotation: most degrees to turn it by, each way, up to 180.
+        zoom: most that the factor of its size differs from 1, below 1.
+        erase: probability of covering a rectangle of 4 to 11 pixels each side with one grey.
         **common: see :class:`~spiketide.data.base.DataModule`.
 
     Raises:
-        ParameterError: an unknown form, or a permutation of anything but pixels.
+        ParameterError: an unknown form, a permutation of anything but pixels, changes of anything but images, or a
+            number out of its range.
         DataError: a file is missing and cannot be downloaded, truncated or corrupt.
 
     Reference:
@@ -207,10 +259,16 @@ class FashionMNIST(IdxImages):
     Args:
         as_sequence: False for images, ``"pixels"`` or ``"rows"`` for sequences.
         permutation_seed: with ``"pixels"``: permute the pixels, from this seed; ``None``: in reading order.
+        shift: most pixels to move a training image by, each way, up to 27; this and the next four with images only.
+        flip: probability of mirroring it left-right (a digit becomes none).
+        rotation: most degrees to turn it by, each way, up to 180.
+        zoom: most that the factor of its size differs from 1, below 1.
+        erase: probability of covering a rectangle of 4 to 11 pixels each side with one grey.
         **common: see :class:`~spiketide.data.base.DataModule`.
 
     Raises:
-        ParameterError: an unknown form, or a permutation of anything but pixels.
+        ParameterError: an unknown form, a permutation of anything but pixels, changes of anything but images, or a
+            number out of its range.
         DataError: a file is missing and cannot be downloaded, truncated or corrupt.
 
     Reference:

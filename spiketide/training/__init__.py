@@ -6,6 +6,7 @@ from .labelling import Labelling
 from .recipe import Best, Claim, Recipe
 from .reproduce import reproduce
 from .run import Stopped, test, train
+from .single_spike import SingleSpike
 from .task import Output, Task
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Labelling",
     "Output",
     "Recipe",
+    "SingleSpike",
     "Stopped",
     "Task",
     "parameter_groups",

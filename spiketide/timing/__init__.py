@@ -1,0 +1,33 @@
+"""Networks in which every neuron fires at most once: layers pass spike times, and learning moves them."""
+
+from .base import TimingLayer as TimingLayer
+from .calibration import calibrate as calibrate
+from .calibration import revive as revive
+from .conv import TimingConv2d as TimingConv2d
+from .encode import IntensityToLatency as IntensityToLatency
+from .encode import to_times as to_times
+from .encode import to_train as to_train
+from .linear import TimingLinear as TimingLinear
+from .loss import RelativeTargets as RelativeTargets
+from .loss import TimingCrossEntropy as TimingCrossEntropy
+from .loss import TimingLoss as TimingLoss
+from .network import Decision as Decision
+from .network import Network as Network
+from .network import decide as decide
+from .network import optimistic as optimistic
+from .psp import PSP as PSP
+from .psp import FixedSlope as FixedSlope
+from .psp import Ramp as Ramp
+from .psp import RampUpDown as RampUpDown
+from .psp import ReL as ReL
+from .psp import Step as Step
+from .rules import Rule as Rule
+from .rules import SpikeProp as SpikeProp
+from .rules import STiDi as STiDi
+from .s4nn import BS4NN as BS4NN
+from .s4nn import S4NN as S4NN
+from .s4nn import PixelTimes as PixelTimes
+from .shaping import AveragePool2d as AveragePool2d
+from .shaping import EarliestPool2d as EarliestPool2d
+from .shaping import Flatten as Flatten
+from .shaping import Silence as Silence

@@ -1,0 +1,134 @@
+"""The scale of each layer before training, and neurons that have stopped to fire."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ParameterError
+from .base import TimingLayer
+from .network import Network
+from .psp import FixedSlope
+from .shaping import AveragePool2d, EarliestPool2d
+
+EARLY = 0.05
+"""With a fixed slope: the share of the spikes that may come before the wanted time."""
+
+
+def calibrate(network: Network, times: Tensor, moments: Sequence[float]) -> None:
+    """Set the scale of every layer so that its spikes come when they are wanted, layer by layer.
+
+    ``moments`` says for each layer when, as a part of its window: the median of its neurons, after pooling, of those that
+    hear any input at all (silent ones count as late). With :class:`.psp.FixedSlope` it is the moment before which one spike in twenty
+    comes: potentials then use the window without being cut at its beginning.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.timing import Network, TimingLinear, calibrate
+        >>> _ = torch.manual_seed(0)
+        >>> net = Network(TimingLinear(50, 400), TimingLinear(400, 10))
+        >>> inputs = torch.randint(0, 32, (20, 50)).float()
+        >>> calibrate(net, inputs, [0.5, 0.8])
+        >>> median = float(net[0](inputs).quantile(0.5))
+        >>> 30 <= median <= 34
+        True
+
+    Args:
+        network: it is changed in place.
+        times: spike times of a hundred inputs or more, as the first layer gets them.
+        moments: a number in (0, 1) for each :class:`.base.TimingLayer`.
+
+    Raises:
+        ParameterError: another number of moments, or a layer that no scale makes fire; the message names it.
+    """
+    layers = [(name, layer) for name, layer in network.named_children() if isinstance(layer, TimingLayer)]
+    if len(moments) != len(layers) or not all(0 < moment < 1 for moment in moments):
+        raise ParameterError(
+            f"calibrate expected {len(layers)} moments in (0, 1), one for each layer that fires, got {list(moments)}."
+        )
+    wanted = dict(zip([name for name, _ in layers], moments, strict=True))
+    modules = list(network.named_children())
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            for number, (name, layer) in enumerate(modules):
+                if isinstance(layer, TimingLayer):
+                    pools = []
+                    for _, following in modules[number + 1 :]:
+                        if not isinstance(following, (EarliestPool2d, AveragePool2d)):
+                            break
+                        pools.append(following)
+                    _set_scale(name, layer, times, nn.Sequential(*pools), wanted[name])
+                times = layer(times)
+    finally:
+        network.train(training)
+
+
+def _set_scale(name: str, layer: TimingLayer, times: Tensor, pools: nn.Module, moment: float) -> None:
+    aim = layer.start + moment * (layer.stop - layer.start)
+    heard = pools(_hearing(layer, times)) < math.inf
+    if not bool(heard.any()):
+        raise ParameterError(
+            f"layer {name} ({type(layer).__name__}) hears no spike at all: no scale makes it fire. Let the layer before fire earlier, or "
+            "check the input (a picture that is all dark gives no spikes)."
+        )
+    part = EARLY if isinstance(layer.psp, FixedSlope) else 0.5
+
+    def late(scale: float) -> bool:
+        layer.scale.fill_(scale)
+        out = pools(layer(times))[heard]
+        if isinstance(layer.psp, FixedSlope):
+            out = out[torch.isfinite(out)]
+            if not len(out):
+                return True
+        place = max(0, math.ceil(part * out.numel()) - 1)
+        return float(out.flatten().kthvalue(place + 1).values) > aim
+
+    low, high = 1e-6, 1e6
+    if late(high):
+        raise ParameterError(
+            f"layer {name} ({type(layer).__name__}) fires too late with any scale: its weights are mostly negative. Raise mean, or ask for "
+            f"a later moment than {moment:g}."
+        )
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if late(middle) else (low, middle)
+    layer.scale.fill_(high)
+
+
+def _hearing(layer: TimingLayer, times: Tensor) -> Tensor:
+    """0 where a neuron has an input that fires in time, else ``inf``."""
+    weight = torch.ones_like(layer.effective_weight())
+    end = layer.start or layer.stop
+    active = (times < end).to(times.dtype)
+    return torch.where(layer.mix(active, weight) > 0, 0.0, math.inf)
+
+
+def revive(layer: TimingLayer, dead: Tensor, times: Tensor, *, height: float = 1.1) -> None:
+    """Raise the weights of dead neurons so that a median input brings them to ``height`` thresholds.
+
+    A constant is added to all weights of such a neuron, so what it had learnt to tell apart stays.
+
+    Args:
+        layer: it is changed in place.
+        dead: ``(n,)``, which neurons (or maps) are meant.
+        times: spike times of some inputs, as the layer gets them.
+        height: potential in thresholds that the median input reaches at the end of the window.
+    """
+    if not bool(dead.any()):
+        return
+    with torch.no_grad():
+        end = layer.start or layer.stop
+        shape = layer.psp.shape
+        heard = shape.value(end - times)
+        potential = layer.mix(heard, layer.effective_weight())
+        lift = layer.mix(heard, torch.ones_like(layer.weight))
+        v = potential.movedim(1, 0).flatten(1).median(1).values
+        per = lift.movedim(1, 0).flatten(1).median(1).values
+        possible = dead & (per > 0)
+        gain = (height * layer.threshold - v).clamp(min=0) / (per.clamp(min=1e-12) * layer.scale)
+        layer.weight[possible] += gain[possible].view(-1, *[1] * (layer.weight.dim() - 1))

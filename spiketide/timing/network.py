@@ -1,0 +1,116 @@
+"""Layers of spike times in a row, and the decision that their first spikes make."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ParameterError
+from ..kernels.first_spike import Fired
+from .base import TimingLayer
+
+
+class Network(nn.Sequential):
+    """Layers of spike times one behind the other; the last one's potentials and all times on the way can be had too.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.timing import Network, TimingLinear
+        >>> net = Network(TimingLinear(8, 6), TimingLinear(6, 3))
+        >>> fired, seen = net.follow(torch.rand(2, 8) * 32)
+        >>> fired.potential.shape, list(seen)
+        (torch.Size([2, 3]), ['0', '1'])
+
+    Args:
+        *layers: modules from times to times; the last one a :class:`.base.TimingLayer`.
+
+    Raises:
+        ParameterError: the last layer does not fire.
+    """
+
+    def __init__(self, *layers: nn.Module):
+        if not layers or not isinstance(layers[-1], TimingLayer):
+            last = type(layers[-1]).__name__ if layers else "nothing"
+            raise ParameterError(
+                f"Network expected a TimingLayer at the end, got {last}: its first spike decides."
+            )
+        super().__init__(*layers)
+
+    @property
+    def output(self) -> TimingLayer:
+        """The last layer."""
+        last = self[-1]
+        assert isinstance(last, TimingLayer)
+        return last
+
+    def follow(self, times: Tensor) -> tuple[Fired, dict[str, Tensor]]:
+        """What the last layer did, and the spike times of every :class:`.base.TimingLayer` by name.
+
+        Args:
+            times: of the input.
+        """
+        seen = {}
+        last = len(self) - 1
+        for number, (name, layer) in enumerate(self.named_children()):
+            if number == last:
+                fired = self.output.fire(times)
+                seen[name] = fired.times
+                return fired, seen
+            times = layer(times)
+            if isinstance(layer, TimingLayer):
+                seen[name] = times
+        raise AssertionError("unreachable: a network has a last layer")
+
+
+class Decision(NamedTuple):
+    """What the outputs of a network say.
+
+    Shapes:
+        all ``(B,)``: the ``label``; the ``time`` at which it was known (``inf``: no output fired, the label is that of the
+        largest potential); whether it is ``tied``, that is, another output fired at the same time.
+    """
+
+    label: Tensor
+    time: Tensor
+    tied: Tensor
+
+
+def decide(fired: Fired) -> Decision:
+    """The class whose neuron fires first; among equals the one with the larger potential at that step, then the lower number.
+
+    Where no output fires, the largest potential at the end of the window decides: such a decision is not one of a first spike,
+    and measures count it apart (``no_fire``).
+
+    Example:
+        >>> import torch
+        >>> from spiketide.kernels.first_spike import Fired
+        >>> from spiketide.timing import decide
+        >>> times, v = torch.tensor([[5.0, 3.0, 3.0]]), torch.tensor([[1.0, 1.1, 1.2]])
+        >>> decide(Fired(times, v, v))
+        Decision(label=tensor([2]), time=tensor([3.]), tied=tensor([True]))
+
+    Args:
+        fired: what the output layer did, ``(B, C)``.
+    """
+    first = fired.times.amin(1, keepdim=True)
+    candidates = (fired.times == first) | torch.isinf(first)
+    potential = fired.potential.masked_fill(~candidates, -torch.inf)
+    label = potential.argmax(1)
+    tied = ((fired.times == first) & torch.isfinite(first)).sum(1) > 1
+    return Decision(label, first.squeeze(1), tied)
+
+
+def optimistic(fired: Fired, y: Tensor) -> Tensor:
+    """Which samples a count that takes a tie for a hit calls right: the label is among the outputs that fired first.
+
+    The published scores of S4NN and BS4NN count so. Where no output fires, the decision by potential counts.
+
+    Args:
+        fired: what the output layer did, ``(B, C)``.
+        y: labels, ``(B,)``.
+    """
+    first, label, _ = fired.times.amin(1), *decide(fired)[:1], None
+    among = fired.times.gather(1, y[:, None]).squeeze(1) == first
+    return torch.where(torch.isfinite(first), among, label == y)
