@@ -1,4 +1,4 @@
-"""The command line: ``spiketide train | test | reproduce | list | diagnose | report | energy | stream | demo | encode``.
+"""The command line: ``spiketide train | test | reproduce | list | diagnose | report | energy | export | stream | demo | encode``.
 
 Only ``argparse`` is imported for ``--help``, ``--version`` and ``list``; Lightning and jsonargparse come with the verb that
 needs them. Whatever is not an option of a verb, ``--model.lr 0.01`` for example, is an argument of the recipe.
@@ -218,7 +218,14 @@ def _table(result: dict[str, Any]) -> None:
             sum(row[key] for row in result["onsets"].values()) for key in ("true", "found", "false")
         )
         _say(f"onsets                        {found} of {true} found, {false} false ones")
-    _say(f"firing rate                   {result['firing_rate']:.4f} spikes per neuron and step")
+    if "deadline" in result:
+        _say(f"no output spike               {result['test_no_fire']:.2%}")
+        _say(
+            f"decision time                 {result['decision_time']:.1f} of {len(result['deadline'])} steps"
+        )
+        _say(f"spikes a sample               {result['spikes_per_image']:,.0f}")
+    per = "sample" if "deadline" in result else "step"
+    _say(f"firing rate                   {result['firing_rate']:.4f} spikes per neuron and {per}")
     _say(f"synaptic operations a sample  {sparse:,.0f} against {dense:,.0f} dense{share}")
     if "seconds" in result:
         _say(f"seconds                       {result['seconds']:.1f}")
@@ -336,6 +343,18 @@ def _energy(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _export(options: argparse.Namespace) -> dict[str, Any]:
+    from .training.export import export_run
+    from .training.folder import RunFolder
+
+    done = export_run(RunFolder.open(_run_path(options.run_name, options)), Path(options.to))
+    _say(f"file     {done['file']}: {done['bytes']:,} bytes")
+    _say(f"weights  {done['weights']:,}, a bit each; as 32-bit numbers {done['float32_bytes']:,} bytes")
+    if not done["encoder"]:
+        _say("encoder  not in the file: it has no packed form")
+    return done
+
+
 # ------------------------------------------------------------------------------------------------- words in, words out
 
 
@@ -424,6 +443,14 @@ def _parser() -> argparse.ArgumentParser:
         choices=("validation", "test"),
         help="data to measure on; test only for a run that was tested (default: validation)",
     )
+    made = verb(
+        "export",
+        _export,
+        "write a trained network of binary weights as a file with one bit for each weight",
+        arguments=False,
+    )
+    made.add_argument("run_name", metavar="RUN", help=run_help)
+    made.add_argument("--to", required=True, metavar="FILE", help="the .npz file to write")
     made = verb(
         "stream",
         _stream,

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import DataError, NonFiniteError, ShapeError
+from .errors import DataError, NonFiniteError, ShapeError, SpiketideError
 from .layer import Layer, parameter_roles
 from .losses import CrossEntropy
 from .neurons.base import Neuron
 from .plain import plain
 from .probe import SATURATED_RATE, Records, activity, record
 from .readouts import MeanMembrane
+from .timing import Network, OnlineNetwork, TimingCrossEntropy, TimingLayer, TimingLoss
 from .types import Batch
 
 SILENT_SHARE = 0.5
@@ -42,6 +43,15 @@ EXPLODING = 1e3
 LARGE_INPUT = 10.0
 """Graded inputs beyond this are reported as not scaled."""
 
+AT_ONCE, AT_ONCE_SHARE = 2.0, 0.8
+"""A layer of first spikes is reported when more than this share of its spikes comes within so many steps."""
+
+ENOUGH_SPIKES = 20
+"""Spikes of a layer on the batch from which on this is judged."""
+
+UNDECIDED_SHARE = 0.1
+"""Reported when no output fires on more than this share of the batch."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -50,7 +60,8 @@ class Row:
     ``rate`` is in spikes per neuron and step, ``hz`` in spikes per neuron and second (their ``dt``
     taken as milliseconds), ``silent`` and ``saturated`` are shares of the neurons, ``output_gradient`` and
     ``parameter_gradient`` are L2 norms of the gradient of the loss, ``finite`` says whether outputs and
-    parameters are all finite.
+    parameters are all finite. In a network of first spikes (:func:`diagnose_first_spikes`) ``rate`` is in spikes per neuron
+    and sample; ``median`` is the step of the median spike, and ``at_once`` the largest share of the spikes within two steps.
     """
 
     name: str
@@ -62,6 +73,8 @@ class Row:
     output_gradient: float | None = None
     parameter_gradient: float | None = None
     finite: bool = True
+    median: float | None = None
+    at_once: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,21 +102,17 @@ class Diagnosis:
         return made
 
     def __str__(self) -> str:
-        head = ["layer", "kind", "rate", "Hz", "silent", "saturated", "|grad out|", "|grad par|", "finite"]
-        body = [
-            [
-                row.name,
-                row.kind,
-                _number(row.rate, ".4f"),
-                _number(row.hz, ".1f"),
-                _number(row.silent, ".0%"),
-                _number(row.saturated, ".0%"),
-                _number(row.output_gradient, ".2e"),
-                _number(row.parameter_gradient, ".2e"),
-                "yes" if row.finite else "NO",
-            ]
-            for row in self.rows
+        columns: list[tuple[str, Callable[[Row], str]]] = [
+            ("layer", lambda row: row.name),
+            ("kind", lambda row: row.kind),
+            ("rate", lambda row: _number(row.rate, ".4f")),
+            *(FIRST_SPIKE_COLUMNS if any(row.at_once is not None for row in self.rows) else SPIKE_COLUMNS),
+            ("|grad out|", lambda row: _number(row.output_gradient, ".2e")),
+            ("|grad par|", lambda row: _number(row.parameter_gradient, ".2e")),
+            ("finite", lambda row: "yes" if row.finite else "NO"),
         ]
+        head = [title for title, _ in columns]
+        body = [[cell(row) for _, cell in columns] for row in self.rows]
         widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
         lines = []
         for line in [head, *body] if body else []:
@@ -120,6 +129,21 @@ class Diagnosis:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+SPIKE_COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
+    ("Hz", lambda row: _number(row.hz, ".1f")),
+    ("silent", lambda row: _number(row.silent, ".0%")),
+    ("saturated", lambda row: _number(row.saturated, ".0%")),
+]
+"""What the table says of spike trains."""
+
+FIRST_SPIKE_COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
+    ("silent", lambda row: _number(row.silent, ".0%")),
+    ("median step", lambda row: _number(row.median, ".1f")),
+    ("at once", lambda row: _number(row.at_once, ".0%")),
+]
+"""What it says of first spikes."""
 
 
 def diagnose(
@@ -210,6 +234,140 @@ def diagnose(
         *_about_gradients(rows),
     ]
     return Diagnosis(rows, messages, value.item())
+
+
+def diagnose_first_spikes(
+    network: Network, batch: Batch, *, encoder: nn.Module | None = None, loss: TimingLoss | None = None
+) -> Diagnosis:
+    """The same for a network whose neurons fire once at most: silent layers, layers that fire all at once, outputs that never do.
+
+    Its scales should be those of training: call :func:`spiketide.timing.calibrate` first, as training does when a task has
+    ``moments``.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.diagnose import diagnose_first_spikes
+        >>> from spiketide.timing import Network, TimingLinear
+        >>> from spiketide.types import Batch
+        >>> net = Network(TimingLinear(4, 8), TimingLinear(8, 2))
+        >>> net[0].set_weight(torch.full((8, 4), -1.0))
+        >>> times = torch.tensor([[0.0, 5.0, 9.0, 20.0]])
+        >>> diagnose_first_spikes(net, Batch(times, torch.tensor([0]))).messages[0]  # doctest: +ELLIPSIS
+        'layer 0 (TimingLinear) is silent: none of its neurons fires on this batch...'
+
+    Args:
+        network: layers of spike times.
+        batch: as the data modules give it; ``x`` holds spike times when there is no encoder.
+        encoder: from data to spike times.
+        loss: that of training; ``None`` is :class:`spiketide.timing.TimingCrossEntropy`.
+
+    Raises:
+        DataError: the batch is empty.
+        ShapeError: the layers do not fit each other or the input.
+    """
+    if batch.x.numel() == 0:
+        raise DataError(f"diagnose expected a batch with samples, got x of shape {tuple(batch.x.shape)}.")
+    broken = _not_finite_parameters(network)
+    if encoder is not None:
+        if messages := _about_input(batch.x):
+            return Diagnosis(messages=messages)
+        try:
+            times = encoder(batch.x)
+        except SpiketideError as error:
+            return Diagnosis(messages=[f"input: {error}"])
+    else:
+        times = batch.x
+    if bool(torch.isinf(times).all()):
+        return Diagnosis(
+            messages=["input: no spike at all: every value is below the threshold of the encoder. Lower it."]
+        )
+    if broken:
+        return Diagnosis(messages=broken)
+    devices = {p.device for p in network.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(list(devices)), torch.enable_grad():
+        fired, seen = network.follow(times)
+        value = (loss or TimingCrossEntropy())(network.output, fired, batch.y)
+        gradients = _gradients(value, [*seen.values(), *network.parameters()])
+    rows = [_first_spike_row(network, name, when, gradients) for name, when in seen.items()]
+    messages = _not_finite(rows, value) or [
+        *_about_first_spikes(network, rows, seen, batch.y),
+        *([] if isinstance(network, OnlineNetwork) else _about_training(network, gradients)),
+    ]
+    return Diagnosis(rows, messages, value.item())
+
+
+def _first_spike_row(network: Network, name: str, times: Tensor, gradients: Gradients) -> Row:
+    layer = network.get_submodule(name)
+    fired = torch.isfinite(times)
+    spikes = times.detach()[fired].double().sort().values
+    at_once, median = None, None
+    if len(spikes):
+        # spikes from each one on to the last that is less than so many steps behind it
+        ends = torch.searchsorted(spikes, spikes + AT_ONCE)
+        at_once = int((ends - torch.arange(len(spikes), device=spikes.device)).max()) / len(spikes)
+        median = float(spikes[len(spikes) // 2])
+    own: list[Tensor] = list(layer.parameters())
+    return Row(
+        name,
+        type(layer).__name__,
+        rate=float(fired.double().mean()),
+        silent=float((~fired.flatten(1).any(0)).double().mean()),
+        output_gradient=_norm(gradients, [times]),
+        parameter_gradient=_norm(gradients, own),
+        finite=not bool(times.isnan().any()),
+        median=median,
+        at_once=at_once if at_once is not None else 0.0,
+    )
+
+
+def _about_first_spikes(network: Network, rows: list[Row], seen: dict[str, Tensor], y: Tensor) -> list[str]:
+    messages = []
+    for row in rows:
+        layer = network.get_submodule(row.name)
+        assert isinstance(layer, TimingLayer)
+        count = int(torch.isfinite(seen[row.name]).sum())
+        if not count:
+            messages.append(
+                f"{_layer(row)} is silent: none of its neurons fires on this batch, so no layer after it hears anything. Set its "
+                "scale before training (moments), raise the mean of its weights, or lengthen its window (stop)."
+            )
+            break  # what comes after it cannot fire either
+        if row.silent is not None and row.silent > SILENT_SHARE and layer is not network.output:
+            messages.append(
+                f"{_layer(row)}: {_percent(row.silent)} of the neurons never fire on this batch: set its scale before training "
+                "(moments), or wake them while training (revive_below, such as 0.001)."
+            )
+        if count >= ENOUGH_SPIKES and row.at_once is not None and row.at_once > AT_ONCE_SHARE:
+            messages.append(
+                f"{_layer(row)} fires all at once: {_percent(row.at_once)} of its spikes come within {AT_ONCE:g} steps, around "
+                f"step {row.median:.6g}, so that their times say nothing. Ask for a later moment, lower its scale, or spread "
+                "the input over more steps."
+            )
+    else:
+        messages += _about_outputs(rows[-1], seen[rows[-1].name], y)
+    return messages
+
+
+def _about_outputs(row: Row, times: Tensor, y: Tensor) -> list[str]:
+    """Outputs that never fire although the batch has samples of their class, and samples without an output spike."""
+    messages = []
+    fired = torch.isfinite(times)
+    there = set(y.unique().tolist())
+    silent = [index for index in (~fired.any(0)).nonzero().flatten().tolist() if index in there]
+    if silent:
+        named = ", ".join(map(str, silent[:10])) + (" and others" if len(silent) > 10 else "")
+        messages.append(
+            f"{_layer(row)}: output{'s' if len(silent) > 1 else ''} {named} never fire{'' if len(silent) > 1 else 's'} on this "
+            "batch, though it has samples of that class: give the loss an anchor (0.1), which calls a late right output earlier, "
+            "or ask for an earlier moment of the last layer."
+        )
+    undecided = float((~fired.any(1)).double().mean())
+    if undecided > UNDECIDED_SHARE:
+        messages.append(
+            f"{_layer(row)}: on {_percent(undecided)} of the batch no output fires, and potentials decide: ask for an earlier "
+            "moment of the last layer, lengthen its window (stop), or give the loss an anchor (0.1)."
+        )
+    return messages
 
 
 Gradients = dict[int, Tensor | None]

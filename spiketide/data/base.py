@@ -19,6 +19,8 @@ from ..types import UNLABELLED, Batch
 from .collate import collate
 from .download import data_root
 
+ORDERS = ("shuffled", "file", "drawn")
+
 
 class Samples(NamedTuple):
     """One part of a data set, in memory, sample-first.
@@ -103,9 +105,11 @@ class DataModule(L.LightningDataModule, ABC):
             user's cache folder.
         limit: use at most this many training samples, stratified, for a smoke run; validation and test stay
             as they are.
+        order: of the training samples in an epoch: ``"shuffled"``, anew in each; ``"file"``, as they are stored;
+            ``"drawn"``, as many as there are, drawn with replacement.
 
     Raises:
-        ParameterError: a size or fraction out of its range.
+        ParameterError: a size or fraction out of its range, an unknown order.
         DataError: data missing, broken or empty, or a class that would have no training or no validation
             sample.
     """
@@ -120,9 +124,12 @@ class DataModule(L.LightningDataModule, ABC):
         num_workers: int = 0,
         root: str | Path | None = None,
         limit: int | None = None,
+        order: Literal["shuffled", "file", "drawn"] = "shuffled",
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        if order not in ORDERS:
+            raise ParameterError(f"{name}: " + unknown("order", order, ORDERS))
         for word, size in (
             ("batch_size", batch_size),
             ("eval_batch_size", eval_batch_size),
@@ -146,6 +153,7 @@ class DataModule(L.LightningDataModule, ABC):
         self.num_workers = num_workers
         self.root = root
         self.limit = limit
+        self.order = order
         self._training: Samples | None = None
         self._test: Samples | None = None
         self._train_rows = self._validation_rows = torch.empty(0, dtype=torch.int64)
@@ -218,14 +226,20 @@ class DataModule(L.LightningDataModule, ABC):
         self._test_open = False
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled training batches."""
+        """Training batches, shuffled unless ``order`` says otherwise."""
         dataset = _Rows(self._prepared_training(), self._train_rows, self.temporal)
         world, rank = self._processes()
         # DistributedSampler adds the epoch to its seed: seeds are spread so that run 0 in epoch 1 is not run
         # 1 in epoch 0.
         spread = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
-        sampler: DistributedSampler[Batch] = DistributedSampler(
-            dataset, num_replicas=world, rank=rank, shuffle=True, seed=spread, drop_last=False
+        kind = _Drawn if self.order == "drawn" else DistributedSampler
+        sampler: DistributedSampler[Batch] = kind(
+            dataset,
+            num_replicas=world,
+            rank=rank,
+            shuffle=self.order == "shuffled",
+            seed=spread,
+            drop_last=False,
         )
         if self.trainer is not None:
             # Workers fetch the first batches as soon as the loader is asked, before Lightning sets the epoch.
@@ -419,6 +433,16 @@ class _Rows(Dataset[Batch]):
 def _whole(batch: Any) -> Any:
     """The dataset has made the batch already."""
     return batch
+
+
+class _Drawn(DistributedSampler[Batch]):
+    """As many samples as there are, drawn with replacement from the seed and the epoch's number."""
+
+    def __iter__(self) -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        samples = len(self.dataset)  # type: ignore[arg-type]
+        drawn = torch.randint(samples, (self.total_size,), generator=generator).tolist()
+        return iter(drawn[self.rank : self.total_size : self.num_replicas])
 
 
 class _Once(DistributedSampler[Batch]):

@@ -3,6 +3,11 @@
 from .costs import COSTS as COSTS
 from .costs import Costs as Costs
 from .costs import costs as costs
+from .first_spike import FirstSpikeCounts as FirstSpikeCounts
+from .first_spike import FirstSpikeLayer as FirstSpikeLayer
+from .first_spike import count_first_spike_operations as count_first_spike_operations
+from .first_spike import fan_out as fan_out
+from .first_spike import same_shape as same_shape
 from .formulas import PaperCounts as PaperCounts
 from .formulas import paper_counts as paper_counts
 from .meter import Counts as Counts

@@ -35,7 +35,7 @@ class LayerCounts:
     Args:
         name: of the module; the feedback of a recurrence is ``<recurrence>.synapse``.
         kind: the class.
-        role: ``"synapse"``, ``"neuron"``, ``"norm"`` or ``"classical"``.
+        role: ``"synapse"``, ``"neuron"``, ``"norm"``, ``"pool"`` or ``"classical"``.
         driven: the input comes from spikes of the network, not from outside (the encoder, the data).
         graded: the input was something else than -1, 0 and 1 at least once.
         events: nonzero values that came in.
@@ -168,6 +168,8 @@ class Counts:
     parameters: int = 0
     uncounted: dict[str, str] = field(default_factory=dict)
     """Modules whose work is in no count, and why."""
+    per: str = "neuron and step"
+    """What a rate counts spikes by."""
 
     def total(self, what: str) -> float:
         """A field or property of :class:`LayerCounts`, over all layers, of an average sample."""
@@ -199,6 +201,7 @@ class Counts:
             "input_graded": self.input_graded,
             "parameters": self.parameters,
             "rate": self.rate,
+            "rate_per": self.per,
             "layers": rows,
             "uncounted": dict(self.uncounted),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from ..baselines import BASELINES, parameter_count, size_for
@@ -185,19 +185,20 @@ def break_even(counts: Counts, costs: Costs, energy: float) -> BreakEven:
     if rate < 0:
         return BreakEven(None, "this network costs more even if it never spikes")
     if rate > 1:
-        return BreakEven(rate, "above one spike per step: this network costs less at any rate")
-    return BreakEven(rate, "spikes per neuron and step at which both cost the same")
+        return BreakEven(rate, f"above one spike per {counts.per}: this network costs less at any rate")
+    return BreakEven(rate, f"spikes per {counts.per} at which both cost the same")
 
 
 def _caused(layer: LayerCounts) -> LayerCounts:
     """The part of a layer's work that spikes of the network cause."""
-    part = LayerCounts(layer.name, layer.kind, layer.role, graded=layer.graded)
-    part.shift, part.spatial = layer.shift, layer.spatial
-    for name in ("words", "state_words", "target_words", "input_words", "output_words", "delay_words"):
-        setattr(part, name, getattr(layer, name))
+    # all counts at 0, all sizes and kinds as they are
+    counts = [item.name for item in fields(layer) if item.type == "float"]
+    part: LayerCounts = replace(layer, **dict.fromkeys(counts, 0.0))  # type: ignore[arg-type]
     if layer.role == "synapse" and layer.driven:
         part.events, part.effective = layer.events, layer.effective
         part.settle()
+    if layer.role == "pool" and layer.driven:
+        part.ac, part.comparisons, part.input_reads = layer.ac, layer.comparisons, layer.input_reads
     if layer.spiking:
         part.ac_on_spikes, part.output_writes = layer.ac_on_spikes, layer.output_writes
     return part
@@ -257,6 +258,7 @@ def _beside(found: dict[str, Any]) -> Any:
 
     rows = found["baselines"]
     by_formula = any(row["units"] is not None for row in rows)
+    skipping = any(row["sparse_input_energy_nj"] is not None for row in rows)
     reached = any(row["quality"] is not None for row in rows)
     sheet = Table(title="beside it", title_justify="left")
     sheet.add_column("network", overflow="fold")
@@ -268,7 +270,7 @@ def _beside(found: dict[str, Any]) -> Any:
     heads += [
         "nJ",
         "times this",
-        *(["nJ, zeros of the input skipped"] if by_formula else []),
+        *(["nJ, zeros of the input skipped"] if skipping else []),
         "break-even rate",
     ]
     for name in heads:
@@ -283,7 +285,7 @@ def _beside(found: dict[str, Any]) -> Any:
         if reached:
             cells.append("" if row.get("quality") is None else f"{row['quality']:.4f}")
         cells += [f"{row['energy_nj']:,.2f}", "" if ratio is None else f"{ratio:.2f}"]
-        if by_formula:
+        if skipping:
             sparse = row.get("sparse_input_energy_nj")
             cells.append("" if sparse is None else f"{sparse:,.2f}")
         sheet.add_row(*cells, even)
@@ -304,18 +306,18 @@ def table(found: dict[str, Any], *, width: int = 118) -> str:
     console = Console(file=text, width=width, highlight=False, color_system=None, legacy_windows=False)
     priced = found["costs"]["sram_pj"] or None
     sheet = Table(title="operations of an average sample", title_justify="left")
-    for name in ("layer", "input", "AC", "MAC", "updates", "spikes per neuron, step", "words moved", "nJ"):
+    rate = f"spikes per {found['rate_per'].replace(' and', ',')}"
+    for name in ("layer", "input", "AC", "MAC", "updates", rate, "words moved", "nJ"):
         sheet.add_column(name, justify="left" if name in ("layer", "input") else "right")
     for row in found["layers"]:
         kind = {"synapse": "graded" if row["graded"] else "spikes", "classical": "dense"}.get(row["role"], "")
-        rate = "" if row["rate"] is None else f"{row['rate']:.4f}"
         sheet.add_row(
             f"{row['name']} {row['kind']}",
             kind,
             f"{row['accumulates']:,.0f}",
             f"{row['multiply_accumulates']:,.0f}",
             f"{row['updates']:,.0f}" if row["updates"] else "",
-            rate,
+            "" if row["rate"] is None else f"{row['rate']:.4f}",
             f"{row['traffic']:,.0f}",
             f"{row['energy_nj']['total']:,.2f}",
         )
@@ -352,7 +354,7 @@ def table(found: dict[str, Any], *, width: int = 118) -> str:
         )
     if found["baselines"]:
         console.print(
-            "The break-even rate (spikes per neuron and step) is that at which the energies are equal by the same prices, "
+            f"The break-even rate (spikes per {found['rate_per']}) is that at which the energies are equal by the same prices, "
             "all layers firing in proportion; it compares with the column nJ."
         )
     for row in found["baselines"]:

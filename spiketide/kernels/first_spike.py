@@ -25,8 +25,14 @@ from torch.nn import functional as F
 
 from ..errors import EngineError
 
-STEP_WIDTH = 1e-6
-"""Rise of the instantaneous kernel in the backward pass, where it stands for "at the same time or before"."""
+STEP_WIDTH = 2.0**-100
+"""Rise of the instantaneous kernel in the backward pass, less than any two times differ by.
+
+The loops on the CPU take firing times as the next number above: an input at the very time of the spike took part in it."""
+
+
+NO_PLATEAU = 1e30
+"""Steps of the way up of a kernel that never stops rising, in the loops of the backward pass."""
 
 
 class Shape(NamedTuple):
@@ -79,8 +85,9 @@ class Shape(NamedTuple):
     def numbers(self) -> tuple[float, float, float, float, float]:
         """``(shift, rise, 1/rise, fall, 1/(fall - rise))`` of the loops of the backward pass."""
         if self.rise == 0:
-            return STEP_WIDTH, STEP_WIDTH, 1 / STEP_WIDTH, math.inf, 0.0
-        rise = self.rise if self.plateau else math.inf
+            return 0.0, STEP_WIDTH, 1 / STEP_WIDTH, math.inf, 0.0
+        # finite, as the loops subtract it
+        rise = self.rise if self.plateau else NO_PLATEAU
         if math.isinf(self.fall):
             return 0.0, rise, 1 / self.rise, math.inf, 0.0
         return 0.0, rise, 1 / self.rise, self.fall, 1 / (self.fall - self.rise)

@@ -17,7 +17,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from .first_spike import Fired, Shape, Window
+from .first_spike import STEP_WIDTH, Fired, Shape, Window
 from .threading import kernel
 
 Array = np.ndarray[Any, Any]
@@ -583,6 +583,14 @@ def _numbers(shape: Shape, dtype: Any) -> tuple[Array, Array, Array]:
     return delays, slopes, jumps
 
 
+def _just_after(fired: Tensor, shape: Shape) -> Tensor:
+    """With the instantaneous kernel, the next number above: an input at the very time of the spike took part in it."""
+    fired = fired.detach()
+    if shape.rise:
+        return fired
+    return torch.nextafter(fired, fired.new_tensor(float("inf"))).clamp(min=STEP_WIDTH)
+
+
 def fire_linear(
     times: Tensor, weight: Tensor, shape: Shape, threshold: float, stop: float, exact: bool
 ) -> Fired:
@@ -653,7 +661,7 @@ def back_linear(
     kind = dw.numpy().dtype.type
     _back_linear(
         times.detach().t().contiguous().numpy(),
-        *(part.detach().reshape(-1).numpy() for part in (fired, update, carry, back.t())),
+        *(part.detach().reshape(-1).numpy() for part in (_just_after(fired, shape), update, carry, back.t())),
         *(kind(number) for number in shape.numbers()),
         by_slope,
         dw.view(-1).numpy(),
@@ -679,7 +687,7 @@ def back_conv(
     kind = dw.numpy().dtype.type
     _back_conv(
         times.detach().contiguous().numpy(),
-        *(part.detach().flatten(2).contiguous().numpy() for part in (fired, update, carry)),
+        *(part.detach().flatten(2).contiguous().numpy() for part in (_just_after(fired, shape), update, carry)),
         back.detach().reshape(-1).numpy(),
         window.kernel,
         window.out((times.shape[2], times.shape[3])),

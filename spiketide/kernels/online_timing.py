@@ -112,7 +112,14 @@ def _add(rows: Array, start: Array, order: Array, fire: Array, step: Array, mask
 
 @njit(nogil=True, cache=True)
 def _add_signed(
-    rows: Array, signs: Array, start: Array, order: Array, fire: Array, step: Array, masked: Array, along: Array
+    rows: Array,
+    signs: Array,
+    start: Array,
+    order: Array,
+    fire: Array,
+    step: Array,
+    masked: Array,
+    along: Array,
 ) -> float:
     """The same, with signs that follow; the sum of ``step[j] signs[i, j]`` over the same pairs, signs as they were before."""
     n = step.shape[0]
@@ -230,7 +237,7 @@ def learn(
     wake: bool,
     updated: bool,
     eta_scale: float,
-    out: Array,
+    out: Any,
     seen: Array,
     fired: Any,
 ) -> None:
@@ -256,7 +263,7 @@ def learn(
         wake: when no output fires, the right one is told to fire at ``steps - gamma``; otherwise such an image is left out.
         updated: errors travel back through the weights after their update.
         eta_scale: learning rate of the scales.
-        out: ``(B, n_L)`` int32, takes the output times before learning.
+        out: a tuple of ``(B, n_l+1)`` int32, takes the spike times before learning.
         seen: ``(B, n_L)`` of the weights' type, takes the output membranes at the step of the decision.
         fired: a tuple of ``(n_l+1,)`` int64 arrays: spikes of each neuron are added to them.
     """
@@ -274,13 +281,13 @@ def learn(
             starts, orders, seen[b],
         )  # fmt: skip
         for layer in range(layers):
-            count, fire = fired[layer], fires[layer]
+            count, fire, kept = fired[layer], fires[layer], out[layer][b]
             for j in range(fire.shape[0]):
+                kept[j] = fire[j]
                 count[j] += fire[j] < steps
         fire, error, y = fires[last], errors[last], labels[b]
         earliest = steps
         for k in range(fire.shape[0]):
-            out[b, k] = fire[k]
             earliest = min(earliest, fire[k])
             seen[b, k] *= real(factor if scales is None else scales[last])
         for k in range(fire.shape[0]):
@@ -393,7 +400,9 @@ def _evaluate(
                 else:
                     _integrate(weights[layer], start, order, bound, steps, v, fire)
             else:
-                whole = empty.dtype.type(max(-float(most), min(float(most), np.floor(threshold / scales[layer]))))
+                whole = empty.dtype.type(
+                    max(-float(most), min(float(most), np.floor(threshold / scales[layer])))
+                )
                 if layer == layers - 1:
                     _read(signs[layer], start, order, whole, steps, v, fire, seen[b])
                 else:

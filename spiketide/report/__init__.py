@@ -5,10 +5,13 @@ model or a trainer, and drawing libraries are imported only while a report is wr
 """
 
 from .data import Constants, ReportData, Row, SampleTrace, Strip, choose_samples
+from .first_spikes import FirstSpikes, FirstSpikeSample
 from .html import render_report, write_report
 
 __all__ = [
     "Constants",
+    "FirstSpikeSample",
+    "FirstSpikes",
     "ReportData",
     "Row",
     "SampleTrace",

@@ -13,6 +13,7 @@ from ..errors import ParameterError, ShapeError, unknown
 from ..segments import Onsets
 from ..synapses import LayerDelays
 from ..types import UNLABELLED
+from .first_spikes import FirstSpikes
 
 Point: TypeAlias = tuple[int, float | None, float | None]
 """One epoch of one metric: (epoch, training value or None, validation value or None)."""
@@ -357,6 +358,8 @@ class ReportData:
         class_names: C names; None numbers the classes.
         samples: a few test samples (see ``choose_samples``).
         firing: layer name -> firing rate of every neuron.
+        first_spikes: of a network whose neurons fire once at most, when they did; the rates of ``firing`` are then spikes per
+            neuron and sample, and sections on spike times stand where those on samples over time would.
         delays: layer name -> its delays (:func:`spiketide.synapses.delay_statistics`); without any, the report has no such
             section, as most networks have no delays.
         strips: a few test sequences whose steps are labelled one by one, true and predicted classes under the input.
@@ -388,6 +391,7 @@ class ReportData:
     class_names: Sequence[str] | None = None
     samples: Sequence[SampleTrace] = ()
     firing: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    first_spikes: FirstSpikes | None = None
     delays: Mapping[str, LayerDelays] = field(default_factory=dict)
     strips: Sequence[Strip] = ()
     over_time: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -448,10 +452,33 @@ class ReportData:
             size = max(size, 0 if sample.scores is None else sample.scores.shape[1])
         for strip in self.strips:
             size = max(size, 1 + int(strip.labels.max()), 1 + int(strip.predictions.max()))
+        if self.first_spikes is not None:
+            said = [
+                index for sample in self.first_spikes.samples for index in (sample.label, sample.prediction)
+            ]
+            size = max(size, *(1 + index for index in (*said, *self.first_spikes.labels.tolist())), 0)
         return tuple(str(index) for index in range(size))
 
     def _check_samples(self) -> None:
         names = self.class_names or ()
+        if self.first_spikes is not None:
+            found = self.first_spikes
+            said = {index for sample in found.samples for index in (sample.label, sample.prediction)}
+            strange = sorted(
+                index for index in said | set(found.labels.tolist()) if not 0 <= index < len(names)
+            )
+            if strange:
+                raise ParameterError(
+                    f"ReportData expected the classes of first_spikes within 0..{len(names) - 1}, got {strange[0]}: classes are "
+                    "indices into class_names."
+                )
+            for one in found.samples:
+                outputs = list(one.times.values())[-1]
+                if len(outputs) != len(names):
+                    raise ShapeError(
+                        f"ReportData expected {len(names)} output times in a sample of first_spikes, one per class, got "
+                        f"{len(outputs)}."
+                    )
         for position, sample in enumerate(self.samples):
             for what, index in (("label", sample.label), ("prediction", sample.prediction)):
                 if index is not None and not 0 <= index < len(names):

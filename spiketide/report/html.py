@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import RunError
 from ..segments import Onsets
 from ..synapses import LayerDelays
-from . import plots, strips
+from . import first_spike_plots, plots, strips
 from .data import Constants, ReportData, Row, SampleTrace
 from .plots import Picture, clean, short
 
@@ -42,6 +42,9 @@ TITLES = {
     "labels": "Labels over time",
     "onsets": "Onsets",
     "samples": "Samples over time",
+    "times": "Spike times and deadlines",
+    "first_spikes": "First spikes",
+    "filters": "Weights of the first layer",
     "firing": "Firing rates",
     "delays": "Delays",
     "constants": "Trained constants",
@@ -49,7 +52,7 @@ TITLES = {
     "environment": "How it was run",
 }
 
-OPTIONAL = ("labels", "onsets", "delays", "constants")
+OPTIONAL = ("labels", "onsets", "first_spikes", "times", "filters", "delays", "constants")
 """Sections that are there only when there is something to show, as most runs have no such thing."""
 
 ABSENT = {
@@ -223,6 +226,8 @@ def render_report(data: ReportData) -> str:
         "curves": _curves(data),
         "confusion": _confusion(data),
         "onsets": _onsets(data),
+        "times": _times(data),
+        "filters": _filters(data),
         "firing": _firing(data),
         "delays": _delays(data),
         "constants": _constants(data),
@@ -232,8 +237,13 @@ def render_report(data: ReportData) -> str:
     colours = _class_colours(data)
     room = SIZE_LIMIT - RESERVE - sum(len(part.encode("utf-8")) for part in parts.values())
     parts["labels"] = _labels(data, colours, int(room * STRIP_SHARE) if data.samples else room)
-    parts["samples"] = _samples(data, colours, room - len(parts["labels"].encode("utf-8")))
-    titles = {key: title for key, title in TITLES.items() if key not in OPTIONAL or parts[key]}
+    room -= len(parts["labels"].encode("utf-8"))
+    parts["first_spikes"] = _first_spikes(data, room)
+    parts["samples"] = _samples(data, colours, room) if data.first_spikes is None else ""
+    hidden = () if data.first_spikes is None else ("samples",)
+    titles = {
+        key: title for key, title in TITLES.items() if parts[key] or not (key in OPTIONAL or key in hidden)
+    }
     sections = "".join(
         f'<section id="{key}" aria-labelledby="h-{key}"><h2 id="h-{key}">{title}</h2>{parts[key]}</section>\n'
         for key, title in titles.items()
@@ -514,18 +524,85 @@ def _samples(data: ReportData, colours: Sequence[str], room: int) -> str:
 
 
 def _sample(sample: SampleTrace, place: int, names: Sequence[str], colours: Sequence[str]) -> str:
-    head = f"Sample {place + 1}"
-    if sample.label is not None:
-        head += f": {clean(names[sample.label])}"
-    if sample.prediction is not None and not sample.correct:
-        head += f", taken for {clean(names[sample.prediction])}"
-    if sample.correct is not None:
-        yes, no = '<span class="tag yes">✓ right</span>', '<span class="tag no">✗ wrong</span>'
-        head += f" {yes if sample.correct else no}"
+    head = _sample_head(place, sample.label, sample.prediction, sample.correct, names)
     picture = plots.sample_trace(sample, names, f"s{place}", colours)
     why = "the sample has no valid step" if sample.arrays() and not sample.lengths else "nothing was recorded"
     figure = _figure(picture) if picture else f'<p class="absent">Not shown: {why}.</p>'
     return f'<article aria-label="Sample {place + 1}"><h3>{head}</h3>{figure}</article>'
+
+
+def _sample_head(
+    place: int, label: int | None, prediction: int | None, correct: bool | None, names: Sequence[str]
+) -> str:
+    head = f"Sample {place + 1}"
+    if label is not None:
+        head += f": {clean(names[label])}"
+    if prediction is not None and not correct:
+        head += f", taken for {clean(names[prediction])}"
+    if correct is not None:
+        yes, no = '<span class="tag yes">✓ right</span>', '<span class="tag no">✗ wrong</span>'
+        head += f" {yes if correct else no}"
+    return head
+
+
+def _first_spikes(data: ReportData, room: int) -> str:
+    found = data.first_spikes
+    if found is None or not found.samples:
+        return ""
+    names = data.class_names or ()
+    # As with samples over time: when not all fit, a wrong one is kept.
+    order = sorted(range(len(found.samples)), key=lambda place: found.samples[place].correct)[:1]
+    order += [place for place in range(len(found.samples)) if place not in order]
+    cards: dict[int, str] = {}
+    for place in order:
+        sample = found.samples[place]
+        picture = first_spike_plots.first_spike_raster(sample, found, names, f"f{place}")
+        head = _sample_head(place, sample.label, sample.prediction, sample.correct, names)
+        card = f'<article aria-label="Sample {place + 1}"><h3>{head}</h3>{_figure(picture)}</article>'
+        room -= len(card.encode("utf-8"))
+        if room < 0:
+            break
+        cards[place] = card
+    lead = (
+        "Test samples on one time axis: a mark for each neuron at the step at which it fires, neuron 0 at the top, the window of "
+        "each layer shaded. In the last panel a dot for each output that fires: blue the true class, orange a wrong prediction, "
+        "grey the others. The dotted line marks the first output spike, which decides. "
+    )
+    if len(cards) < len(found.samples):
+        left = len(found.samples) - len(cards)
+        lead += f"{left} of {len(found.samples)} samples were left out to keep this file small. "
+    if all(found.samples[place].correct for place in cards):
+        lead += "All samples shown are right."
+    return _lead(lead) + f'<div class="grid">{"".join(cards[place] for place in sorted(cards))}</div>'
+
+
+def _times(data: ReportData) -> str:
+    found = data.first_spikes
+    if found is None:
+        return ""
+    lead = (
+        "A network of first spikes answers with its first output spike: stopped early, it has an answer for some samples and "
+        "none yet for the others."
+    )
+    pictures = [
+        first_spike_plots.deadline_curve(found),
+        first_spike_plots.decision_times(found, data.class_names or ()),
+    ]
+    if found.spikes:
+        pictures.append(first_spike_plots.layer_times(found))
+    return _lead(lead) + _grid(pictures)
+
+
+def _filters(data: ReportData) -> str:
+    found = data.first_spikes
+    if found is None or not found.filters:
+        return ""
+    lead = "The weights by which the first layer hears the input: a bright pixel on a positive one makes the neuron fire earlier."
+    pictures = [
+        first_spike_plots.filter_tiles(name, weights, f"filters{place}")
+        for place, (name, weights) in enumerate(found.filters.items())
+    ]
+    return _lead(lead) + _grid(pictures)
 
 
 def _firing(data: ReportData) -> str:
@@ -538,7 +615,8 @@ def _firing(data: ReportData) -> str:
     lead += f"Without a neuron: {', '.join(empty)}. " if empty else ""
     if len(layers) > limit:
         lead += f"The first {limit} of {len(layers)} layers are shown. "
-    return _lead(lead) + _grid([plots.firing_histogram(n, r) for n, r in list(layers.items())[:limit]])
+    per = "step" if data.first_spikes is None else "sample"
+    return _lead(lead) + _grid([plots.firing_histogram(n, r, per) for n, r in list(layers.items())[:limit]])
 
 
 def _delays(data: ReportData) -> str:

@@ -907,10 +907,10 @@ def _final_words(sample: SampleTrace, names: Sequence[str], final: int | None, s
 # ── firing rates ──────────────────────────────────────────────────────────────────────────────────
 
 
-def firing_histogram(layer: str, rates: NDArray[Any]) -> Picture:
+def firing_histogram(layer: str, rates: NDArray[Any], per: str = "step") -> Picture:
     """How the firing rates of a layer are spread; silent neurons in the second colour.
 
-    Shapes: ``rates`` ``(N,)``, in spikes per step, at least one neuron.
+    Shapes: ``rates`` ``(N,)``, in spikes per step (or per what ``per`` says), at least one neuron.
     """
     finite = rates[np.isfinite(rates)]
     peak = float(finite.max()) if finite.size else 0.0
@@ -931,7 +931,7 @@ def firing_histogram(layer: str, rates: NDArray[Any]) -> Picture:
             if stop > start:
                 bars[css].append(f"M{_n(x)} {_n(frame.y(start))}h{_n(wide)}V{_n(frame.y(stop))}h-{_n(wide)}z")
     body += [f'<path class="{css}" d="{"".join(d)}"/>' for css, d in bars.items() if d]
-    body.append(_x_axis(frame, ticks(0, high, 5), "spikes per neuron and step"))
+    body.append(_x_axis(frame, ticks(0, high, 5), f"spikes per neuron and {per}"))
     words = f"{layer}: {plural(rates.size, 'neuron')}"
     if not finite.size:
         words += "; no finite rate."

@@ -1,6 +1,7 @@
 """Networks in which every neuron fires at most once: layers pass spike times, and learning moves them."""
 
 from .base import TimingLayer as TimingLayer
+from .bridge import FirstSpikes as FirstSpikes
 from .calibration import calibrate as calibrate
 from .calibration import revive as revive
 from .conv import TimingConv2d as TimingConv2d
@@ -15,6 +16,9 @@ from .network import Decision as Decision
 from .network import Network as Network
 from .network import decide as decide
 from .network import optimistic as optimistic
+from .packing import pack as pack
+from .packing import packed_encoder as packed_encoder
+from .packing import unpack as unpack
 from .psp import PSP as PSP
 from .psp import FixedSlope as FixedSlope
 from .psp import Ramp as Ramp
@@ -26,6 +30,9 @@ from .rules import SpikeProp as SpikeProp
 from .rules import STiDi as STiDi
 from .s4nn import BS4NN as BS4NN
 from .s4nn import S4NN as S4NN
+from .s4nn import OnlineLinear as OnlineLinear
+from .s4nn import OnlineNetwork as OnlineNetwork
+from .s4nn import OnlineTargets as OnlineTargets
 from .s4nn import PixelTimes as PixelTimes
 from .shaping import AveragePool2d as AveragePool2d
 from .shaping import EarliestPool2d as EarliestPool2d

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError, ParameterError, ShapeError
-from ..kernels.first_spike import Fired
+from ..kernels import fixed_slope
+from ..kernels.first_spike import Fired, Shape
 from .psp import PSP, FixedSlope, ReL, Step
 from .rules import Rule, STiDi
 
@@ -20,8 +21,8 @@ class TimingLayer(nn.Module, ABC):
 
     A tensor of spike times ``(B, *N)`` counts in steps since the input began; ``inf`` says that the neuron never fired. The
     weights are kept as ``weight``, of size about 1, times one number for the layer, ``scale``, so that one learning rate
-    fits every layer and calibration (:func:`spiketide.timing.calibrate`) only sets ``scale``. With ``binary`` the forward pass sees
-    the signs of ``weight`` times ``scale``, and the update passes straight through to ``weight``.
+    fits every layer and calibration (:func:`spiketide.timing.calibrate`) only sets ``scale``. With ``binary`` the forward pass
+    sees the signs of ``weight`` times ``scale``, and the update passes straight through to ``weight``.
 
     The gradient that :meth:`forward` passes on is the layer's learning rule, not autograd's: see :class:`.rules.Rule`. A loss
     gives the displacements, so ``loss.backward()`` and any optimiser of torch work as usual.
@@ -64,10 +65,17 @@ class TimingLayer(nn.Module, ABC):
             raise ParameterError(
                 f"{word} expected stop as a positive number of steps, whole unless exact=True, got {stop!r}."
             )
-        if not threshold > 0:
-            raise ParameterError(f"{word} expected a threshold above 0, got {threshold!r}.")
+        if not 0 < threshold < math.inf or not math.isfinite(mean):
+            raise ParameterError(
+                f"{word} expected a threshold above 0 and a finite mean, got {threshold!r} and {mean!r}."
+            )
         self.psp = ReL(float(stop)) if psp is None else psp
         self.rule = STiDi() if rule is None else rule
+        for name, part, kind in (("psp", self.psp, PSP), ("rule", self.rule, Rule)):
+            if not isinstance(part, kind):
+                raise ParameterError(
+                    f"{word} expected {name} as a spiketide.timing.{kind.__name__}, got {part!r}."
+                )
         if isinstance(self.psp, FixedSlope) and not math.isclose(self.psp.start + self.psp.length, stop):
             raise ParameterError(
                 f"{word} expected stop={self.psp.start + self.psp.length:g}, the end of {self.psp!r}, got {stop!r}."
@@ -75,8 +83,8 @@ class TimingLayer(nn.Module, ABC):
         needs_slope = "exact" in (self.rule.transfer, self.rule.slope) or self.rule.slope == "local"
         if isinstance(self.psp, Step) and (needs_slope or self.rule.transfer == "share"):
             raise ParameterError(
-                f"{word}: {self.rule!r} divides by the slope of the membrane, and with Step() there is none. Use Ramp, RampUpDown or "
-                "ReL, or a rule with slope 'constant' or 'chord' and transfer 'weight' or 'sign'."
+                f"{word}: {self.rule!r} divides by the slope of the membrane, and with Step() there is none. Use Ramp, "
+                "RampUpDown or ReL, or a rule with slope 'constant' or 'chord' and transfer 'weight' or 'sign'."
             )
         if isinstance(self.psp, FixedSlope) and self.rule.transfer == "share":
             raise ParameterError(f"{word}: transfer 'share' is not defined with FixedSlope; use 'weight'.")
@@ -112,16 +120,22 @@ class TimingLayer(nn.Module, ABC):
 
         Raises:
             ShapeError: another shape.
-            ParameterError: a binary layer and weights of different magnitudes.
+            ParameterError: a binary layer and weights of different magnitudes, or all of 0.
+            NonFiniteError: NaN or infinite weights.
         """
         if weight.shape != self.weight.shape:
             raise ShapeError(
                 f"{type(self).__name__} expected weights {tuple(self.weight.shape)}, got {tuple(weight.shape)}."
             )
+        if not bool(torch.isfinite(weight).all()):
+            raise NonFiniteError(
+                f"{type(self).__name__} got {int((~torch.isfinite(weight)).sum())} NaN or Inf among {weight.numel()} weights."
+            )
         size = weight.abs().amax()
-        if self.binary and not bool((weight.abs() == size).all()):
+        if self.binary and (not bool(size > 0) or not bool((weight.abs() == size).all())):
             raise ParameterError(
-                f"{type(self).__name__} is binary: all weights need one magnitude, got {float(weight.abs().amin()):g} to {float(size):g}."
+                f"{type(self).__name__} is binary: all weights need one magnitude above 0, got "
+                f"{float(weight.abs().amin()):g} to {float(size):g}."
             )
         with torch.no_grad():
             self.weight.copy_(weight / size if self.binary else weight)
@@ -137,9 +151,17 @@ class TimingLayer(nn.Module, ABC):
 
     @abstractmethod
     def settle(
-        self, times: Tensor, fired: Tensor, update: Tensor, carry: Tensor, back: Tensor, *, by_slope: bool
+        self,
+        times: Tensor,
+        fired: Tensor,
+        update: Tensor,
+        carry: Tensor,
+        back: Tensor,
+        *,
+        by_slope: bool,
+        shape: Shape | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Both sums of the learning rule: see :func:`spiketide.kernels.first_spike.back_linear`."""
+        """Both sums of the learning rule, with the layer's kernel or another: see :mod:`spiketide.kernels.first_spike`."""
 
     @abstractmethod
     def mix(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -164,15 +186,17 @@ class TimingLayer(nn.Module, ABC):
             times: of the inputs, ``(B, *N)``.
             potential: whether the potentials are wanted; else that field may be empty.
         """
-        if not times.is_floating_point():
+        if times.dtype not in (torch.float32, torch.float64):
             raise ShapeError(
-                f"{type(self).__name__} expected spike times in floating point (inf: never), got {times.dtype}: times.float()."
+                f"{type(self).__name__} expected spike times of float32 or float64 (inf: never), got {times.dtype}: "
+                "times.float()."
             )
         self.check(times)
         if bool((~(times >= 0)).any()):
             bad = int((~(times >= 0)).sum())
             raise NonFiniteError(
-                f"{type(self).__name__} expected spike times from 0 on, or inf, got {bad} of {times.numel()} that are NaN or negative."
+                f"{type(self).__name__} expected spike times from 0 on, or inf, got {bad} of {times.numel()} that are NaN or "
+                "negative."
             )
         fired: tuple[Tensor, Tensor, Tensor] = _FirstSpike.apply(
             times, self.effective_weight(), self, potential
@@ -224,18 +248,18 @@ class _FirstSpike(torch.autograd.Function):
         ctx.layer = layer
         if isinstance(layer.psp, FixedSlope):
             psp = layer.psp
-            x = ((psp.start - times) / psp.length).clamp_(min=0)
-            v = layer.mix(x, weight) / layer.threshold
-            found = psp.start + psp.length * (1 - v)
-            if not layer.exact:
-                found.ceil_()
-            found.clamp_(min=psp.start)
-            silent = found >= layer.stop
-            found.masked_fill_(silent, math.inf)
-            at = torch.where(silent, v + 1, (v + (found - psp.start) / psp.length)) if potential else v[:0]
+            x = fixed_slope.activity(times, psp.start, psp.length)
+            found, at = fixed_slope.meet(
+                layer.mix(x, weight),
+                psp.start,
+                psp.length,
+                layer.threshold,
+                exact=layer.exact,
+                potential=potential,
+            )
             ctx.save_for_backward(x, weight, found)
             slope = torch.full_like(at, layer.threshold / psp.length)
-            result = (found, at * layer.threshold, slope)
+            result = (found, at, slope)
         else:
             fired = layer.charge(times, weight, potential=potential)
             ctx.save_for_backward(times, weight, fired.times, fired.slope)
@@ -253,8 +277,7 @@ class _FirstSpike(torch.autograd.Function):
         if isinstance(layer.psp, FixedSlope):
             x, weight, found = ctx.saved_tensors
             # dt = -length / threshold dv, dx = -dt_in / length
-            # a neuron that fires as its window opens cannot fire earlier
-            g = torch.where((found <= layer.psp.start) & (grad > 0), 0, grad / layer.threshold)
+            g = fixed_slope.release(grad, found, layer.psp.start, layer.threshold)
             g_update = g if rule.slope != "chord" else g * _chord(found, layer)
             back = weight if rule.transfer != "sign" else torch.where(weight >= 0, 1.0, -1.0).to(weight.dtype)
             if g_update is g and back is weight:
@@ -280,9 +303,7 @@ class _FirstSpike(torch.autograd.Function):
                     dw, d = layer.settle(times, at, update, grad * inverse, weight, by_slope=True)
                 else:
                     dw, d = layer.settle(times, at, update, grad * inverse, weight, by_slope=True)
-                    total = layer.settle(
-                        times, at, torch.zeros_like(update), inverse, weight.abs(), by_slope=True
-                    )[1]
+                    total = _share(layer, times, at, inverse, weight.abs())
                     d = torch.where(total > 0, d / total.clamp(min=1e-30), 0)
             else:
                 back = (
@@ -297,6 +318,17 @@ class _FirstSpike(torch.autograd.Function):
             ratio = torch.where(theirs > 0, mine / theirs.clamp(min=1e-30), 0)
             d = d * ratio.view(-1, *[1] * (d.dim() - 1))
         return (d if wants_times else None), (dw if wants_weight else None), None, None
+
+
+def _share(layer: TimingLayer, times: Tensor, at: Tensor, inverse: Tensor, size: Tensor) -> Tensor:
+    """``sum_j |a_ji|``: what the shares of an input are parts of."""
+    shape, none = layer.psp.shape, torch.zeros_like(inverse)
+    total = layer.settle(times, at, none, inverse, size, by_slope=True)[1]
+    if math.isinf(shape.fall):
+        return total
+    # the falling part counts in the sum with a minus
+    rising = layer.settle(times, at, none, inverse, size, by_slope=True, shape=Shape(shape.rise))[1]
+    return 2 * rising - total
 
 
 def _chord(found: Tensor, layer: TimingLayer) -> Tensor:

@@ -22,8 +22,8 @@ def calibrate(network: Network, times: Tensor, moments: Sequence[float]) -> None
     """Set the scale of every layer so that its spikes come when they are wanted, layer by layer.
 
     ``moments`` says for each layer when, as a part of its window: the median of its neurons, after pooling, of those that
-    hear any input at all (silent ones count as late). With :class:`.psp.FixedSlope` it is the moment before which one spike in twenty
-    comes: potentials then use the window without being cut at its beginning.
+    hear any input at all (silent ones count as late). With :class:`.psp.FixedSlope` it is the moment before which one spike in
+    twenty comes: potentials then use the window without being cut at its beginning.
 
     Example:
         >>> import torch
@@ -44,13 +44,13 @@ def calibrate(network: Network, times: Tensor, moments: Sequence[float]) -> None
     Raises:
         ParameterError: another number of moments, or a layer that no scale makes fire; the message names it.
     """
-    layers = [(name, layer) for name, layer in network.named_children() if isinstance(layer, TimingLayer)]
+    modules = list(network.named_children())
+    layers = [(name, layer) for name, layer in modules if isinstance(layer, TimingLayer)]
     if len(moments) != len(layers) or not all(0 < moment < 1 for moment in moments):
         raise ParameterError(
             f"calibrate expected {len(layers)} moments in (0, 1), one for each layer that fires, got {list(moments)}."
         )
     wanted = dict(zip([name for name, _ in layers], moments, strict=True))
-    modules = list(network.named_children())
     training = network.training
     network.eval()
     try:
@@ -73,8 +73,8 @@ def _set_scale(name: str, layer: TimingLayer, times: Tensor, pools: nn.Module, m
     heard = pools(_hearing(layer, times)) < math.inf
     if not bool(heard.any()):
         raise ParameterError(
-            f"layer {name} ({type(layer).__name__}) hears no spike at all: no scale makes it fire. Let the layer before fire earlier, or "
-            "check the input (a picture that is all dark gives no spikes)."
+            f"layer {name} ({type(layer).__name__}) hears no spike at all: no scale makes it fire. Let the layer before fire "
+            "earlier, or check the input (a picture that is all dark gives no spikes)."
         )
     part = EARLY if isinstance(layer.psp, FixedSlope) else 0.5
 
@@ -91,8 +91,8 @@ def _set_scale(name: str, layer: TimingLayer, times: Tensor, pools: nn.Module, m
     low, high = 1e-6, 1e6
     if late(high):
         raise ParameterError(
-            f"layer {name} ({type(layer).__name__}) fires too late with any scale: its weights are mostly negative. Raise mean, or ask for "
-            f"a later moment than {moment:g}."
+            f"layer {name} ({type(layer).__name__}) fires too late with any scale: its weights are mostly negative. Raise "
+            f"mean, or ask for a later moment than {moment:g}."
         )
     for _ in range(40):
         middle = math.sqrt(low * high)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..errors import ParameterError, ShapeError
 from ..kernels import first_spike
-from ..kernels.first_spike import Fired, Window
+from ..kernels.first_spike import Fired, Shape, Window
 from .base import TimingLayer
 
 
@@ -29,8 +29,8 @@ class TimingConv2d(TimingLayer):
         torch.Size([2, 4, 8, 8])
 
     Shapes:
-        ``times (B, C, H, W)`` -> ``(B, n_out, H', W')`` with ``H' = (H + 2 padding - kernel) // stride + 1``. Parameters: ``weight (n_out,
-        n_in / groups, kernel, kernel)``.
+        ``times (B, C, H, W)`` -> ``(B, n_out, H', W')`` with ``H' = (H + 2 padding - kernel) // stride + 1``. Parameters:
+        ``weight (n_out, n_in / groups, kernel, kernel)``.
 
     Args:
         n_in: input channels.
@@ -89,8 +89,8 @@ class TimingConv2d(TimingLayer):
             )
         if min(self.window.out((times.shape[2], times.shape[3]))) < 1:
             raise ShapeError(
-                f"TimingConv2d with a window of {self.window.kernel} and padding {self.window.padding} expected larger images, got "
-                f"{tuple(times.shape[2:])}."
+                f"TimingConv2d with a window of {self.window.kernel} and padding {self.window.padding} expected larger images, "
+                f"got {tuple(times.shape[2:])}."
             )
 
     def charge(self, times: Tensor, weight: Tensor, *, potential: bool) -> Fired:
@@ -107,11 +107,19 @@ class TimingConv2d(TimingLayer):
         )
 
     def settle(
-        self, times: Tensor, fired: Tensor, update: Tensor, carry: Tensor, back: Tensor, *, by_slope: bool
+        self,
+        times: Tensor,
+        fired: Tensor,
+        update: Tensor,
+        carry: Tensor,
+        back: Tensor,
+        *,
+        by_slope: bool,
+        shape: Shape | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :func:`spiketide.kernels.first_spike.back_conv`."""
         return first_spike.back_conv(
-            times, fired, update, carry, back, self.psp.shape, self.window, by_slope=by_slope
+            times, fired, update, carry, back, shape or self.psp.shape, self.window, by_slope=by_slope
         )
 
     def mix(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..errors import ParameterError, ShapeError
 from ..kernels import first_spike
-from ..kernels.first_spike import Fired
+from ..kernels.first_spike import Fired, Shape
 from .base import TimingLayer
 
 
@@ -27,7 +27,8 @@ class TimingLinear(TimingLayer):
         [[12.0], [inf]]
 
     Shapes:
-        ``times (B, n_in)`` -> ``(B, n_out)``, steps; ``inf``: never. Parameters: ``weight (n_out, n_in)`` (membrane: ``weight * scale``).
+        ``times (B, n_in)`` -> ``(B, n_out)``, steps; ``inf``: never. Parameters: ``weight (n_out, n_in)`` (membrane:
+        ``weight * scale``).
 
     Args:
         n_in: number of inputs.
@@ -40,8 +41,8 @@ class TimingLinear(TimingLayer):
         NonFiniteError: NaN or negative times.
 
     Reference:
-        The model of S4NN (Kheradpisheh & Masquelier 2020, kernel :class:`.psp.Step`) and STiDi-BP (Mirsadeghi et al. 2021) with other
-        piecewise-linear kernels. The firing time is found from the events, not by stepping.
+        The model of S4NN (Kheradpisheh & Masquelier 2020, kernel :class:`.psp.Step`) and STiDi-BP (Mirsadeghi et al. 2021) with
+        other piecewise-linear kernels. The firing time is found from the events, not by stepping.
     """
 
     def __init__(self, n_in: int, n_out: int, **layer: Any):
@@ -66,10 +67,20 @@ class TimingLinear(TimingLayer):
         )
 
     def settle(
-        self, times: Tensor, fired: Tensor, update: Tensor, carry: Tensor, back: Tensor, *, by_slope: bool
+        self,
+        times: Tensor,
+        fired: Tensor,
+        update: Tensor,
+        carry: Tensor,
+        back: Tensor,
+        *,
+        by_slope: bool,
+        shape: Shape | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :func:`spiketide.kernels.first_spike.back_linear`."""
-        return first_spike.back_linear(times, fired, update, carry, back, self.psp.shape, by_slope=by_slope)
+        return first_spike.back_linear(
+            times, fired, update, carry, back, shape or self.psp.shape, by_slope=by_slope
+        )
 
     def mix(self, x: Tensor, weight: Tensor) -> Tensor:
         """``x @ weight.T``."""

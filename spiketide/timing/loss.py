@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ParameterError, ShapeError
+from ..errors import DataError, ParameterError, ShapeError
 from ..kernels.first_spike import Fired
 from .base import TimingLayer
 
@@ -42,13 +42,14 @@ class TimingLoss(nn.Module, ABC):
 
     Raises:
         ParameterError: a number out of range.
-        ShapeError: labels that do not fit the outputs.
+        ShapeError: labels that are no integers or do not fit the batch.
+        DataError: labels that no output stands for.
     """
 
     def __init__(self, *, anchor: float = 0.0, anchor_at: float = 0.75, reach: float = 1.0):
         super().__init__()
         word = type(self).__name__
-        if anchor < 0 or reach < 0:
+        if not (anchor >= 0 and reach >= 0):
             raise ParameterError(
                 f"{word} expected anchor and reach of 0 or more, got {anchor!r} and {reach!r}."
             )
@@ -66,10 +67,15 @@ class TimingLoss(nn.Module, ABC):
             fired: what it did, ``(B, C)``.
             y: labels, ``(B,)``.
         """
-        if fired.times.dim() != 2 or y.shape != fired.times.shape[:1]:
+        word, size = type(self).__name__, tuple(fired.times.shape)
+        if len(size) != 2 or y.shape != size[:1] or y.is_floating_point():
             raise ShapeError(
-                f"{type(self).__name__} expected outputs (B, C) and labels (B,), got {tuple(fired.times.shape)} and "
-                f"{tuple(y.shape)}."
+                f"{word} expected outputs (B, C) and whole labels (B,), got {size} and {tuple(y.shape)} of {y.dtype}."
+            )
+        y = y.long()
+        if bool(((y < 0) | (y >= size[1])).any()):
+            raise DataError(
+                f"{word} has outputs 0 to {size[1] - 1}, got labels from {int(y.min())} to {int(y.max())}."
             )
         self.check(layer)
         with torch.no_grad():
@@ -133,8 +139,8 @@ class RelativeTargets(TimingLoss):
         """The margin has to fit in the window."""
         if self.margin >= layer.stop - layer.start:
             raise ParameterError(
-                f"RelativeTargets: a margin of {self.margin:g} steps does not fit into a window of {layer.stop - layer.start:g}: lower "
-                "the margin or lengthen the window (stop)."
+                f"RelativeTargets: a margin of {self.margin:g} steps does not fit into a window of {layer.stop - layer.start:g}: "
+                "lower the margin or lengthen the window (stop)."
             )
 
     def displace(self, layer: TimingLayer, times: Tensor, fired: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,5 +194,5 @@ class TimingCrossEntropy(TimingLoss):
         """See the class."""
         classes = times.shape[1]
         log_p = F.log_softmax(-times / self.tau, 1)
-        target = F.one_hot(y, classes) * (1 - self.smoothing) + self.smoothing / classes
+        target = F.one_hot(y, classes).to(times.dtype) * (1 - self.smoothing) + self.smoothing / classes
         return log_p.exp() - target + self.pull(layer, times, y), -(target * log_p).sum(1).mean()

@@ -27,7 +27,7 @@ class Network(nn.Sequential):
         *layers: modules from times to times; the last one a :class:`.base.TimingLayer`.
 
     Raises:
-        ParameterError: the last layer does not fire.
+        ParameterError: the last layer does not fire, or one module stands in two places.
     """
 
     def __init__(self, *layers: nn.Module):
@@ -35,6 +35,10 @@ class Network(nn.Sequential):
             last = type(layers[-1]).__name__ if layers else "nothing"
             raise ParameterError(
                 f"Network expected a TimingLayer at the end, got {last}: its first spike decides."
+            )
+        if len({id(layer) for layer in layers}) < len(layers):
+            raise ParameterError(
+                "Network expected every layer once, one module stands in two places: make a second one, also of a pooling layer."
             )
         super().__init__(*layers)
 
@@ -111,6 +115,6 @@ def optimistic(fired: Fired, y: Tensor) -> Tensor:
         fired: what the output layer did, ``(B, C)``.
         y: labels, ``(B,)``.
     """
-    first, label, _ = fired.times.amin(1), *decide(fired)[:1], None
+    label, first, _ = decide(fired)
     among = fired.times.gather(1, y[:, None]).squeeze(1) == first
     return torch.where(torch.isfinite(first), among, label == y)

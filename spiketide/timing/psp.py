@@ -140,8 +140,10 @@ class ReL(PSP):
     """
 
     def __init__(self, unit: float) -> None:
-        self.scale = _positive("ReL", "unit", unit)
-        self.shape = Shape(self.scale, plateau=False)
+        self.shape = Shape(_positive("ReL", "unit", unit), plateau=False)
+
+    def __repr__(self) -> str:
+        return f"ReL(unit={self.unit:g})"
 
 
 class FixedSlope(PSP):
@@ -149,7 +151,8 @@ class FixedSlope(PSP):
 
     ::
 
-        V(t) = sum_i w_i (min(t, start) - t_i)+ / length  +  threshold (t - start)+ / length         fires in [start, start + length)
+        V(t) = sum_i w_i (min(t, start) - t_i)+ / length  +  threshold (t - start)+ / length
+        fires in [start, start + length)
 
     All ramps end together at ``start``, when the layer's own window opens, and a reference drive common to the layer takes over.
     So ``t = start + length (1 - V(start) / threshold)``: a strong potential fires early, none at all is silent, and one already

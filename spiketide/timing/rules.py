@@ -16,8 +16,8 @@ class Rule:
         w_ji <- w_ji - rate d_j G_j eps(t_j - t_i)              update
         d_i   = sum_j B_ji d_j                                  transfer to the layer before
 
-    where ``G_j`` stands for ``-dt_j/dV`` (``slope``) and ``B_ji`` for ``dt_j/dt_i`` (``transfer``). ``r_j`` is the slope of the membrane at
-    the spike, ``a_ji = w_ji eps'(t_j - t_i) / r_j`` the true derivative, and ``u`` the unit of the kernel:
+    where ``G_j`` stands for ``-dt_j/dV`` (``slope``) and ``B_ji`` for ``dt_j/dt_i`` (``transfer``). ``r_j`` is the slope of the
+    membrane at the spike, ``a_ji = w_ji eps'(t_j - t_i) / r_j`` the true derivative, and ``u`` the unit of the kernel:
 
     ============== =============================== ============== =========================================
     ``transfer``   ``B_ji``                        ``slope``      ``G_j``
@@ -81,9 +81,9 @@ class STiDi(Rule):
         ParameterError: an unknown word; ``"exact"`` ones belong to :class:`SpikeProp`.
 
     Reference:
-        Mirsadeghi et al. 2021 (STiDi-BP; Neurocomputing 427) and arXiv:2108.13621. The full text of both gives no code and its constants
-        are not public here: transfer ``"weight"`` and ``"constant"`` are those of S4NN from the same group, ``"chord"`` is our reading of "a linear
-        approximation of the latency's derivative".
+        Mirsadeghi et al. 2021 (STiDi-BP; Neurocomputing 427) and arXiv:2108.13621. Their
+        constants are not public: transfer ``"weight"`` and slope ``"constant"`` are those of S4NN from the same group, ``"chord"`` is
+        our reading of "a linear approximation" of the derivative.
     """
 
     def __init__(

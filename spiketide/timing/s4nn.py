@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from ..encoders.base import check_values
 from ..errors import DataError, EngineError, NonFiniteError, ParameterError, ShapeError, unknown
 from ..kernels.first_spike import Fired
-from .network import decide, optimistic
+from .base import TimingLayer
+from .linear import TimingLinear
+from .loss import TimingLoss
+from .network import Network, decide, optimistic
+from .psp import Step
+from .rules import STiDi
+from .shaping import Flatten
 
 log = logging.getLogger("spiketide")
 
@@ -86,150 +92,274 @@ class Accuracy(NamedTuple):
     no_fire: float
 
 
-class OnlineNetwork(nn.Module):
+class OnlineLinear(TimingLinear):
+    r"""A layer of :class:`S4NN` or :class:`BS4NN`: strictly above the threshold, and the spike comes a step later.
+
+    .. math:: V_j(t) = \sum_i w_{ji} [t_i \le t] \qquad t_j = 1 + \min \{t : V_j(t) > \theta\} \text{, if that is below } T
+
+    With ``binary`` weights, :math:`w` is ``scale`` times the sign of ``weight``; a weight of 0 counts as positive. There is no
+    gradient: the network that it belongs to changes its weights.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.timing import OnlineLinear
+        >>> layer = OnlineLinear(2, 1, stop=8, threshold=1.0)
+        >>> layer.set_weight(torch.tensor([[1.0, 0.5]]))
+        >>> layer(torch.tensor([[0.0, 4.0], [0.0, 7.0], [0.0, float("inf")]])).tolist()  # in step 7 it is too late
+        [[5.0], [inf], [inf]]
+
+    Shapes:
+        ``times (B, n_in)``, whole steps below ``stop`` or ``inf`` -> ``(B, n_out)``. Parameter: ``weight (n_out, n_in)``.
+
+    Args:
+        n_in: number of inputs.
+        n_out: number of neurons.
+        stop: steps of the window.
+        threshold: of the membranes.
+        spread: initial weights are uniform from 0 to this.
+        binary: forward with the signs of the weights.
+        initial_scale: of binary weights, then learnt; kept in float64, as one image moves it by less than float32 can tell.
+
+    Raises:
+        ParameterError: a number out of range.
+        ShapeError: input of another rank or size, or of integers.
+        NonFiniteError: NaN or negative times.
+        DataError: times between two steps or past the window.
+        EngineError: weights that are not on the CPU.
+    """
+
+    fired: Tensor
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        stop: int = 256,
+        threshold: float = 100.0,
+        spread: float = 5.0,
+        binary: bool = False,
+        initial_scale: float = 5.0,
+    ):
+        for name, value in (("spread", spread), ("initial_scale", initial_scale)):
+            if not 0 < value < math.inf:
+                raise ParameterError(f"OnlineLinear expected {name} above 0, got {value!r}.")
+        if isinstance(stop, bool) or not isinstance(stop, int) or not 4 <= stop < 2**15:
+            raise ParameterError(
+                f"OnlineLinear expected stop as an integer from 4 to {2**15 - 1}, got {stop!r}."
+            )
+        self.spread, self.initial_scale = float(spread), float(initial_scale) if binary else 1.0
+        super().__init__(
+            n_in,
+            n_out,
+            psp=Step(),
+            stop=stop,
+            threshold=threshold,
+            rule=STiDi(slope="constant"),
+            binary=binary,
+            learn_scale=binary,
+        )
+        # Stored by input: what one spike adds to the layer lies together.
+        self.weight = nn.Parameter(self.weight.detach().t().contiguous().t())
+        self.scale.data = self.scale.data.double()
+        self.register_buffer("fired", torch.zeros(n_out, dtype=torch.int64))
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        with torch.no_grad():
+            self.weight.copy_(self.draw(self.weight.shape[0]))
+            self.scale.fill_(self.initial_scale)
+
+    def draw(self, neurons: int) -> Tensor:
+        """New weights for so many neurons, from torch's global generator."""
+        return self.spread * torch.rand(neurons, self.n_in, dtype=self.weight.dtype)
+
+    def fire(self, times: Tensor, *, potential: bool = True) -> Fired:
+        """Spike times, and all potentials when the first neuron fires; where none does, three steps before the end.
+
+        The field ``slope`` is empty: the membrane jumps.
+
+        Args:
+            times: of the inputs, ``(B, n_in)``.
+            potential: has no effect here.
+        """
+        self.check(times)
+        return evaluate([self], times)[0]
+
+    def rows(self) -> Any:
+        """Weights by input, ``(n_in, n_out)``: the layer's own memory, or a copy where that lies otherwise.
+
+        Raises:
+            EngineError: the weights are not on the CPU.
+            ShapeError: they are not of float32 or float64.
+        """
+        if self.weight.device.type != "cpu":
+            raise EngineError(
+                f"{type(self).__name__} learns and runs on the CPU, its weights are on {self.weight.device}: model.cpu()."
+            )
+        if self.weight.dtype not in (torch.float32, torch.float64):
+            raise ShapeError(
+                f"{type(self).__name__} expected weights of float32 or float64, got {self.weight.dtype}."
+            )
+        return self.weight.detach().t().contiguous().numpy()
+
+    def extra_repr(self) -> str:
+        """Sizes and settings, as ``print(layer)`` shows them."""
+        return f"{self.n_in}, {self.n_out}, stop={self.stop:g}, threshold={self.threshold:g}, binary={self.binary}"
+
+
+def evaluate(layers: Sequence[OnlineLinear], times: Tensor) -> tuple[Fired, list[Tensor]]:
+    """What the last of these layers does, and the spike times of all, compiled and over many images at once.
+
+    Args:
+        layers: one behind the other.
+        times: of the inputs, ``(B, n_in)``.
+    """
+    from ..kernels import online_timing
+    from ..kernels.threading import threads
+
+    last = layers[-1]
+    given, (rows, signs, scale, membrane) = _whole(times, layers[0]), _arrays(layers)
+    out = tuple(np.empty((len(given), layer.n_out), np.int32) for layer in layers)
+    potential = torch.empty(len(given), last.n_out, dtype=last.weight.dtype)
+    online_timing.evaluate(
+        given, rows, signs, scale, np.empty(0, membrane), last.threshold, int(last.stop),
+        min(len(given), 4 * threads()), out, potential.numpy(),
+    )  # fmt: skip
+    seen = [_times(steps, last, times.dtype) for steps in out]
+    return Fired(seen[-1], potential.to(times.dtype), times.new_empty(0)), seen
+
+
+def _arrays(layers: Sequence[OnlineLinear]) -> tuple[Any, Any, Any, Any]:
+    """Weights by input, their signs and scales, type of the membranes: what the kernels take."""
+    rows = tuple(layer.rows() for layer in layers)
+    if not layers[0].binary:
+        return rows, None, None, rows[0].dtype
+    signs = tuple(np.where(w >= 0, np.int8(1), np.int8(-1)) for w in rows)
+    scale = np.array([layer.scale.item() for layer in layers])
+    return rows, signs, scale, np.int16 if max(layer.n_in for layer in layers) < 2**15 else np.int32
+
+
+def _whole(times: Tensor, layer: OnlineLinear) -> Any:
+    """Checked spike times ``(B, n_in)`` as whole steps; the end of the window for never."""
+    word, stop = type(layer).__name__, int(layer.stop)
+    if not isinstance(times, Tensor) or not times.is_floating_point():
+        got = times.dtype if isinstance(times, Tensor) else type(times).__name__
+        raise ShapeError(
+            f"{word} expected spike times in floating point (inf: never), got {got}: times.float()."
+        )
+    layer.check(times)
+    if len(times) == 0:
+        raise ShapeError(f"{word} expected at least one sample, got {tuple(times.shape)}.")
+    given = times.detach()
+    if not bool(given.amin() >= 0):  # NaN fails every comparison
+        bad = int((~(given >= 0)).sum())
+        raise NonFiniteError(
+            f"{word} expected spike times from 0 on, or inf, got {bad} of {given.numel()} that are NaN or negative."
+        )
+    whole = given.clamp(max=stop).to(torch.int32)
+    fits = ((whole == given) & (whole < stop)) | torch.isinf(given)
+    if not bool(fits.all()):
+        raise DataError(
+            f"{word} expected whole steps from 0 to {stop - 1}, or inf, got {int((~fits).sum())} others, for example "
+            f"{float(given[~fits][0]):g}: encode the input with spiketide.timing.PixelTimes({stop}), or round it down."
+        )
+    return whole.contiguous().numpy()
+
+
+def _times(steps: Any, layer: OnlineLinear, kind: torch.dtype) -> Tensor:
+    """Whole steps as spike times; a spike at the end is none."""
+    found = torch.from_numpy(steps)
+    return found.to(kind).masked_fill_(found >= int(layer.stop), math.inf)
+
+
+class OnlineNetwork(Network):
     """Fully connected layers of neurons that fire at most once, learnt one image at a time: :class:`S4NN`, :class:`BS4NN`.
 
     Weights are changed by :meth:`learn`, never by autograd or an optimiser. The state dict holds all that training needs: the
     weights, and how often each neuron has fired since :meth:`begin_epoch`.
 
     Args:
-        sizes: inputs, neurons of each layer.
-        steps: of the window.
-        threshold: of the membranes.
+        layers: one behind the other, all with the same window, threshold and kind of weights.
         lr: learning rate.
         margin: steps that a wrong output is to fire behind the first.
         weight_decay: after each image, weights times ``1 - lr * weight_decay``.
-        spread: of each layer, initial weights are uniform from 0 to this; ``None``: 5, and 48 in layers behind the first.
         dead: hidden neurons that fired on a smaller share of the images of an epoch get new weights; 0: never.
         updated: errors travel back through the weights after their update, as published; ``False``: before it.
         wake: when no output fires, the right one is told to fire a margin before the end; ``False``: nothing is learnt then.
+        lr_scale: learning rate of the scales of binary weights.
     """
 
-    scale: Tensor | None
     images: Tensor
 
     def __init__(
         self,
-        sizes: Sequence[int],
+        layers: Sequence[OnlineLinear],
         *,
-        steps: int,
-        threshold: float,
         lr: float,
         margin: int,
         weight_decay: float,
-        spread: Sequence[float] | None,
         dead: float,
         updated: bool,
         wake: bool,
+        lr_scale: float = 0.0,
     ):
-        super().__init__()
-        word = type(self).__name__
-        sizes = tuple(sizes)
-        if len(sizes) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-            raise ParameterError(
-                f"{word} expected sizes as two or more positive integers, inputs first, got {list(sizes)!r}."
-            )
-        for name, number, least in (("steps", steps, 4), ("margin", margin, 1)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ParameterError(
-                    f"{word} expected {name} as an integer of {least} or more, got {number!r}."
-                )
-        if steps >= 2**15:
-            raise ParameterError(f"{word} expected fewer than {2**15} steps, got {steps}.")
+        word, steps = type(self).__name__, int(layers[-1].stop)
+        super().__init__(Flatten(), *layers)
+        if isinstance(margin, bool) or not isinstance(margin, int) or margin < 1:
+            raise ParameterError(f"{word} expected margin as a positive integer, got {margin!r}.")
         if margin >= steps:
             raise ParameterError(
                 f"{word}: a margin of {margin} steps does not fit into a window of {steps}: lower margin or raise steps."
             )
-        for name, value in (("threshold", threshold), ("lr", lr)):
-            if not 0 < value < math.inf:
-                raise ParameterError(f"{word} expected {name} above 0, got {value!r}.")
-        if not 0 <= weight_decay or not lr * weight_decay < 1:
+        if not 0 < lr < math.inf or not 0 <= lr_scale < math.inf:
+            raise ParameterError(
+                f"{word} expected lr above 0 and lr_scale of 0 or more, got {lr!r} and {lr_scale!r}."
+            )
+        if not weight_decay >= 0 or not lr * weight_decay < 1:
             raise ParameterError(
                 f"{word} expected weight_decay from 0 to below 1 / lr = {1 / lr:g}, got {weight_decay!r}."
             )
         if not 0 <= dead < 1:
             raise ParameterError(f"{word} expected dead as a share from 0 to below 1, got {dead!r}.")
-        spread = (5.0, *[48.0] * (len(sizes) - 2)) if spread is None else tuple(float(s) for s in spread)
-        if len(spread) != len(sizes) - 1 or not all(0 < s < math.inf for s in spread):
-            raise ParameterError(
-                f"{word} expected spread as {len(sizes) - 1} positive numbers, one a layer, got {list(spread)!r}."
-            )
-        self.sizes, self.spread = sizes, spread
-        self.steps, self.threshold, self.lr, self.margin = steps, float(threshold), float(lr), margin
-        self.weight_decay, self.dead, self.updated, self.wake = (
+        self.lr, self.margin, self.weight_decay, self.lr_scale = (
+            float(lr),
+            margin,
             float(weight_decay),
-            float(dead),
-            updated,
-            wake,
+            float(lr_scale),
         )
-        # Stored by input: what one spike adds to a layer lies together.
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.empty(n, m).t(), requires_grad=False)
-            for n, m in zip(sizes, sizes[1:], strict=False)
-        )
-        self.scale = None
+        self.dead, self.updated, self.wake = float(dead), bool(updated), bool(wake)
         self.register_buffer("images", torch.zeros((), dtype=torch.int64))
-        for layer, n in enumerate(sizes[1:]):
-            self.register_buffer(f"fired_{layer}", torch.zeros(n, dtype=torch.int64))
-        self.reset_parameters()
 
     @property
-    def fired(self) -> list[Tensor]:
-        """On how many images of this epoch each neuron has fired, layer by layer."""
-        return [self.get_buffer(f"fired_{layer}") for layer in range(len(self.weights))]
-
-    def reset_parameters(self) -> None:
-        """Draw all weights anew and forget what has fired."""
-        with torch.no_grad():
-            for weight, spread in zip(self.weights, self.spread, strict=True):
-                weight.copy_(spread * torch.rand(weight.shape, dtype=weight.dtype))
-            for count in (self.images, *self.fired):
-                count.zero_()
+    def layers(self) -> list[OnlineLinear]:
+        """The layers that fire."""
+        return [layer for layer in self if isinstance(layer, OnlineLinear)]
 
     def forward(self, times: Tensor) -> Tensor:
         """Spike times of the outputs, ``(B, n_out)``; ``inf`` where one is silent."""
-        return self.fire(times).times
+        return self.follow(times)[0].times
 
-    def fire(self, times: Tensor) -> Fired:
-        """The same with the potentials of all outputs when the first one fires; where none does, three steps before the end.
-
-        The field ``slope`` is empty: the membrane jumps.
+    def follow(self, times: Tensor) -> tuple[Fired, dict[str, Tensor]]:
+        """What the outputs do, as :meth:`OnlineLinear.fire`, and the spike times of every layer by name.
 
         Args:
             times: of the inputs, ``(B, *N)``.
         """
-        return self.follow(times)[0]
-
-    def follow(self, times: Tensor) -> tuple[Fired, dict[str, Tensor]]:
-        """The same, and the spike times of every layer by name.
-
-        Args:
-            times: of the inputs.
-        """
-        from ..kernels import online_timing
-        from ..kernels.threading import threads
-
-        given = self._whole(times)
-        rows, signs, scale, membrane = self._arrays()
-        out = tuple(np.empty((len(given), n), np.int32) for n in self.sizes[1:])
-        potential = torch.empty(len(given), self.sizes[-1], dtype=self.weights[0].dtype)
-        online_timing.evaluate(
-            given, rows, signs, scale, np.empty(0, membrane), self.threshold, self.steps,
-            min(len(given), 4 * threads()), out, potential.numpy(),
-        )  # fmt: skip
-        seen = {f"{layer}": self._times(steps, times.dtype) for layer, steps in enumerate(out)}
-        return Fired(seen[f"{len(out) - 1}"], potential.to(times.dtype), times.new_empty(0)), seen
+        fired, seen = evaluate(self.layers, self._flat(times))
+        return fired, self._named(seen)
 
     @torch.no_grad()
-    def learn(self, times: Tensor, y: Tensor) -> Fired:
+    def learn(self, times: Tensor, y: Tensor, *, factor: float = 1.0) -> tuple[Fired, dict[str, Tensor]]:
         """Learn from these images one after the other, in their order.
 
         Args:
             times: of the inputs, ``(B, *N)``.
             y: labels, ``(B,)``.
+            factor: on the learning rate (of the weights, not of the scales).
 
         Returns:
-            what the outputs said to each image before it was learnt, as :meth:`fire` does.
+            what the network said to each image before it was learnt, as :meth:`follow` does.
 
         Raises:
             ShapeError, NonFiniteError, DataError: input or labels that do not fit.
@@ -238,23 +368,34 @@ class OnlineNetwork(nn.Module):
         """
         from ..kernels import online_timing
 
-        given, labels = self._whole(times), self._labels(y, len(times))
-        rows, signs, scale, membrane = self._arrays()
-        real = rows[0].dtype.type
+        layers, last = self.layers, self.layers[-1]
+        given, labels = _whole(self._flat(times), layers[0]), self._labels(y, len(times))
+        rows, signs, scale, membrane = _arrays(layers)
+        real = rows[0].dtype
 
         def work(kind: Any) -> tuple[Any, ...]:
-            return tuple(np.empty(n, kind) for n in self.sizes[1:])
+            return tuple(np.empty(layer.n_out, kind) for layer in layers)
 
-        out = np.empty((len(given), self.sizes[-1]), np.int32)
-        potential = torch.empty(len(given), self.sizes[-1], dtype=self.weights[0].dtype)
+        out = tuple(np.empty((len(given), layer.n_out), np.int32) for layer in layers)
+        potential = torch.empty(len(given), last.n_out, dtype=last.weight.dtype)
         online_timing.learn(
             given, labels, rows, signs, scale, work(real), work(real), work(real), work(real), work(np.int32),
-            work(membrane), self.threshold, self.steps, self.lr, self.weight_decay, self.margin, self.wake, self.updated,
-            self._lr_scale(), out, potential.numpy(), tuple(count.numpy() for count in self.fired),
+            work(membrane), last.threshold, int(last.stop), self.lr * factor, self.weight_decay, self.margin, self.wake,
+            self.updated, self.lr_scale, out, potential.numpy(), tuple(layer.fired.numpy() for layer in layers),
         )  # fmt: skip
         self.images += len(given)
-        self._store(rows, scale)
-        return Fired(self._times(out, times.dtype), potential.to(times.dtype), times.new_empty(0))
+        for number, layer in enumerate(layers):
+            if rows[number].ctypes.data != layer.weight.data_ptr():  # the kernel had a copy
+                layer.weight.copy_(torch.from_numpy(rows[number]).t())
+            if scale is not None:
+                if not scale[number] > 0:
+                    raise NonFiniteError(
+                        f"the scale of layer {number} became {scale[number]:g}, expected a number above 0: training diverged, "
+                        "lower lr_scale."
+                    )
+                layer.scale.fill_(float(scale[number]))
+        seen = [_times(steps, last, times.dtype) for steps in out]
+        return Fired(seen[-1], potential.to(times.dtype), times.new_empty(0)), self._named(seen)
 
     @torch.no_grad()
     def begin_epoch(self) -> int:
@@ -267,22 +408,13 @@ class OnlineNetwork(nn.Module):
             how many got new weights.
         """
         drawn, images = 0, int(self.images)
-        for layer, count in enumerate(self.fired):
-            if images and not bool(count.any()):
-                log.warning(
-                    "%s: no neuron of layer %d fired on any of %d images: lower threshold or raise spread, and see that the "
-                    "input fires at all",
-                    type(self).__name__,
-                    layer,
-                    images,
-                )
-            if layer < len(self.weights) - 1 and images:
-                silent = count < self.dead * images
-                weight = self.weights[layer]
-                new = self.spread[layer] * torch.rand(int(silent.sum()), weight.shape[1], dtype=weight.dtype)
-                weight[silent] = new
+        for layer in self.layers:
+            if images and layer is not self.output:
+                silent = layer.fired < self.dead * images
+                new = layer.draw(int(silent.sum()))
+                layer.weight[silent] = new
                 drawn += len(new)
-            count.zero_()
+            layer.fired.zero_()
         self.images.zero_()
         return drawn
 
@@ -290,77 +422,21 @@ class OnlineNetwork(nn.Module):
         """Shares of these images that are named right.
 
         Args:
-            times: of the inputs.
-            y: labels.
+            times: of the inputs, ``(B, *N)``.
+            y: labels, ``(B,)``.
         """
         labels = torch.from_numpy(self._labels(y, len(times)))
-        return count_hits(self.fire(times), labels)
+        return count_hits(self.follow(times)[0], labels)
 
-    def _lr_scale(self) -> float:
-        return 0.0
+    def _flat(self, times: Tensor) -> Tensor:
+        return times.flatten(1) if isinstance(times, Tensor) and times.dim() > 2 else times
 
-    def _arrays(self) -> tuple[Any, Any, Any, Any]:
-        """Weights by input, their signs and scales, type of the membranes: what the kernels take."""
-        for weight in self.weights:
-            if weight.device.type != "cpu":
-                raise EngineError(
-                    f"{type(self).__name__} learns and runs on the CPU, its weights are on {weight.device}: model.cpu()."
-                )
-            if weight.dtype not in (torch.float32, torch.float64):
-                raise ShapeError(
-                    f"{type(self).__name__} expected weights of float32 or float64, got {weight.dtype}."
-                )
-        rows = tuple(weight.detach().t().contiguous().numpy() for weight in self.weights)
-        if self.scale is None:
-            return rows, None, None, rows[0].dtype
-        signs = tuple(np.where(w >= 0, np.int8(1), np.int8(-1)) for w in rows)
-        scale = self.scale.detach().to(torch.float64, copy=True).numpy()
-        return rows, signs, scale, np.int16 if max(self.sizes) < 2**15 else np.int32
-
-    def _store(self, rows: Any, scale: Any) -> None:
-        """Take back what was learnt, where the kernel had a copy."""
-        for weight, learnt in zip(self.weights, rows, strict=True):
-            if learnt.ctypes.data != weight.data_ptr():
-                weight.copy_(torch.from_numpy(learnt).t())
-        if self.scale is not None:
-            if not bool((scale > 0).all()):
-                raise NonFiniteError(
-                    f"the scales of the layers became {scale.tolist()}, expected numbers above 0: training diverged, lower lr_scale."
-                )
-            self.scale.copy_(torch.from_numpy(scale))
-
-    def _whole(self, times: Tensor) -> Any:
-        """Checked input as whole steps ``(B, n_in)``, ``steps`` for never."""
-        word, n_in = type(self).__name__, self.sizes[0]
-        if not isinstance(times, Tensor) or not times.is_floating_point():
-            got = times.dtype if isinstance(times, Tensor) else type(times).__name__
-            raise ShapeError(
-                f"{word} expected spike times in floating point (inf: never), got {got}: times.float()."
-            )
-        if times.dim() < 2 or math.prod(times.shape[1:]) != n_in:
-            raise ShapeError(
-                f"{word} expected spike times (B, *N) with {n_in} inputs a sample, got {tuple(times.shape)}."
-            )
-        if times.shape[0] == 0:
-            raise ShapeError(f"{word} expected at least one sample, got {tuple(times.shape)}.")
-        given = times.detach().flatten(1)
-        if not bool(given.amin() >= 0):
-            bad = int((~(given >= 0)).sum())
-            raise NonFiniteError(
-                f"{word} expected spike times from 0 on, or inf, got {bad} of {given.numel()} that are NaN or negative."
-            )
-        whole = given.clamp(max=self.steps).to(torch.int32)
-        fits = (whole == given) & (whole < self.steps) | torch.isinf(given)
-        if not bool(fits.all()):
-            odd = float(given[~fits][0])
-            raise DataError(
-                f"{word} expected whole steps from 0 to {self.steps - 1}, or inf, got {int((~fits).sum())} others, for example "
-                f"{odd:g}: encode the input with spiketide.timing.PixelTimes({self.steps}), or round it down."
-            )
-        return whole.contiguous().numpy()
+    def _named(self, seen: Sequence[Tensor]) -> dict[str, Tensor]:
+        names = (name for name, layer in self.named_children() if isinstance(layer, OnlineLinear))
+        return dict(zip(names, seen, strict=True))
 
     def _labels(self, y: Tensor, images: int) -> Any:
-        word, classes = type(self).__name__, self.sizes[-1]
+        word, classes = type(self).__name__, self.layers[-1].n_out
         if not isinstance(y, Tensor) or y.is_floating_point() or y.shape != (images,):
             got = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
             raise ShapeError(f"{word} expected whole labels ({images},), one an image, got {got}.")
@@ -370,17 +446,25 @@ class OnlineNetwork(nn.Module):
             )
         return y.detach().to("cpu", torch.int64).contiguous().numpy()
 
-    def _times(self, steps: Any, kind: torch.dtype) -> Tensor:
-        """Whole steps as spike times; a spike at the end is none."""
-        found = torch.from_numpy(steps)
-        return found.to(kind).masked_fill_(found >= self.steps, math.inf)
 
-    def extra_repr(self) -> str:
-        """Sizes and settings, as ``print(network)`` shows them."""
-        sizes = "-".join(map(str, self.sizes))
-        return (
-            f"{sizes}, steps={self.steps}, threshold={self.threshold:g}, lr={self.lr:g}, margin={self.margin}"
+def _stack(
+    word: str, sizes: Sequence[int], spread: Sequence[float] | None, **layer: Any
+) -> list[OnlineLinear]:
+    """Layers of these sizes."""
+    sizes = list(sizes)
+    if len(sizes) < 2:
+        raise ParameterError(
+            f"{word} expected sizes as two or more positive integers, inputs first, got {sizes!r}."
         )
+    spread = [5.0, *[48.0] * (len(sizes) - 2)] if spread is None else list(spread)
+    if len(spread) != len(sizes) - 1:
+        raise ParameterError(
+            f"{word} expected spread as {len(sizes) - 1} numbers, one a layer, got {spread!r}."
+        )
+    return [
+        OnlineLinear(n_in, n_out, spread=high, **layer)
+        for n_in, n_out, high in zip(sizes, sizes[1:], spread, strict=False)
+    ]
 
 
 class S4NN(OnlineNetwork):
@@ -394,22 +478,23 @@ class S4NN(OnlineNetwork):
         w_{kj} \leftarrow (1 - \eta\lambda)(w_{kj} - \eta\,\delta_k [t_j < t_k]) \qquad
         \delta_j = \sum_k [t_j < t_k]\, \delta_k w_{kj} \text{, then } \delta / \lVert\delta\rVert
 
-    A neuron that has not fired by ``T - 1`` is silent, its time is ``T``. Targets: the right output where the first one is, wrong
-    outputs less than a margin behind the first one a margin behind it, but not behind ``T``; others stay. When no output fires, the
-    right one should at ``T - margin``.
+    A neuron that has not fired by ``T - 1`` is silent, its time is ``T``. Targets: the right output where the first one is,
+    wrong outputs less than a margin behind the first one a margin behind it, but not behind ``T``; others stay. When no output
+    fires, the right one should at ``T - margin``.
 
     Example:
         >>> import torch
         >>> from spiketide.timing import S4NN
-        >>> net = S4NN([2, 8, 2], steps=16, threshold=1.0, spread=[2.0, 2.0], lr=0.05, margin=2)
+        >>> _ = torch.manual_seed(1)
+        >>> net = S4NN([2, 8, 2], steps=16, threshold=1.0, spread=[2.0, 2.0], lr=0.1, margin=2)
         >>> times = torch.tensor([[0.0, 5.0], [5.0, 0.0]])
         >>> for _ in range(30):
-        ...     said = net.learn(times, torch.tensor([0, 1]))
+        ...     fired, seen = net.learn(times, torch.tensor([0, 1]))
         >>> net.accuracy(times, torch.tensor([0, 1])).strict
         1.0
 
     Shapes:
-        ``times (B, *N)``, whole steps below ``steps`` or ``inf`` -> ``(B, n_out)``. Parameters: ``weights``, each ``(n_out, n_in)``.
+        ``times (B, *N)``, whole steps below ``steps`` or ``inf`` -> ``(B, n_out)``. Layers: :class:`OnlineLinear`.
 
     Args:
         sizes: inputs, neurons of each layer.
@@ -447,17 +532,9 @@ class S4NN(OnlineNetwork):
         dead: float = 0.001,
         updated: bool = True,
     ):
+        layers = _stack("S4NN", sizes, spread, stop=steps, threshold=threshold)
         super().__init__(
-            sizes,
-            steps=steps,
-            threshold=threshold,
-            lr=lr,
-            margin=margin,
-            weight_decay=weight_decay,
-            spread=spread,
-            dead=dead,
-            updated=updated,
-            wake=True,
+            layers, lr=lr, margin=margin, weight_decay=weight_decay, dead=dead, updated=updated, wake=True
         )
 
 
@@ -476,12 +553,11 @@ class BS4NN(OnlineNetwork):
         >>> import torch
         >>> from spiketide.timing import BS4NN
         >>> net = BS4NN([784, 600, 10])
-        >>> net.scale.tolist(), sum(weight.numel() for weight in net.weights)
+        >>> [layer.scale.item() for layer in net.layers], sum(layer.weight.numel() for layer in net.layers)
         ([5.0, 5.0], 476400)
 
     Shapes:
-        ``times (B, *N)``, whole steps below ``steps`` or ``inf`` -> ``(B, n_out)``. Parameters: ``weights``, each ``(n_out, n_in)``, and
-        ``scale (layers,)``, always float64.
+        ``times (B, *N)``, whole steps below ``steps`` or ``inf`` -> ``(B, n_out)``. Layers: :class:`OnlineLinear`.
 
     Args:
         sizes: inputs, neurons of each layer.
@@ -523,30 +599,19 @@ class BS4NN(OnlineNetwork):
         initial_scale: float = 5.0,
         lr_scale: float = 0.01,
     ):
+        layers = _stack(
+            "BS4NN", sizes, spread, stop=steps, threshold=threshold, binary=True, initial_scale=initial_scale
+        )
         super().__init__(
-            sizes,
-            steps=steps,
-            threshold=threshold,
+            layers,
             lr=lr,
             margin=margin,
             weight_decay=weight_decay,
-            spread=spread,
             dead=dead,
             updated=updated,
             wake=False,
+            lr_scale=lr_scale,
         )
-        if not 0 < initial_scale < math.inf or not 0 <= lr_scale < math.inf:
-            raise ParameterError(
-                f"BS4NN expected initial_scale above 0 and lr_scale of 0 or more, got {initial_scale!r} and {lr_scale!r}."
-            )
-        self.initial_scale, self.lr_scale = float(initial_scale), float(lr_scale)
-        del self.scale
-        # In float64: one image moves it by less than float32 can tell.
-        scale = torch.full((len(self.weights),), self.initial_scale, dtype=torch.float64)
-        self.scale = nn.Parameter(scale, requires_grad=False)
-
-    def _lr_scale(self) -> float:
-        return self.lr_scale
 
 
 def count_hits(fired: Fired, y: Tensor) -> Accuracy:
@@ -563,3 +628,45 @@ def count_hits(fired: Fired, y: Tensor) -> Accuracy:
         float(optimistic(fired, y).double().mean()),
         float((~spoken).double().mean()),
     )
+
+
+class OnlineTargets(TimingLoss):
+    """How far the outputs of :class:`S4NN` and :class:`BS4NN` are from their targets: to watch; learning does not need it.
+
+    ::
+
+        loss = mean over images of 1/2 sum_k ((target_k - t_k) / T)^2        a silent output: t_k = T
+
+    Example:
+        >>> import torch
+        >>> from spiketide.kernels.first_spike import Fired
+        >>> from spiketide.timing import S4NN, OnlineTargets
+        >>> net = S4NN([2, 2], steps=10, margin=3)
+        >>> times = torch.tensor([[5.0, 4.0], [float("inf"), float("inf")]])  # targets 4 and 7; 7 and the end
+        >>> loss = OnlineTargets(margin=3)(net.output, Fired(times, times, times), torch.tensor([0, 0]))
+        >>> round(loss.item(), 6)  # (0.1^2 + 0.3^2 + 0.3^2) / 2 / 2
+        0.0475
+
+    Args:
+        margin: steps.
+        wake: whether there are targets where no output fires.
+
+    Raises:
+        ParameterError: a margin that is not positive.
+    """
+
+    def __init__(self, margin: int = 3, *, wake: bool = True):
+        super().__init__(reach=0.0)
+        if not margin > 0:
+            raise ParameterError(f"OnlineTargets expected a margin above 0 steps, got {margin!r}.")
+        self.margin, self.wake = margin, wake
+
+    def displace(self, layer: TimingLayer, times: Tensor, fired: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        right = torch.zeros_like(fired).scatter_(1, y[:, None], True)
+        first = times.amin(1, keepdim=True)
+        early = torch.where(times - first < self.margin, (first + self.margin).clamp(max=layer.stop), times)
+        target = torch.where(right, first, early)
+        silent = torch.where(right & self.wake, layer.stop - self.margin, times)
+        d = (torch.where(first < layer.stop, target, silent) - times) / layer.stop
+        return d, 0.5 * d.square().sum(1).mean()

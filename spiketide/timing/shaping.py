@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -120,9 +121,9 @@ class Flatten(nn.Module):
 class Silence(nn.Module):
     """Dropout for spike times: while training, each neuron is silenced with probability ``p``.
 
-    Nothing is scaled up in return: with kernels that sum, those that remain reach the threshold later; ``scale=True`` moves
-    the remaining ones ahead instead, ``t -> end - (end - t) / (1 - p)``, which keeps the mean potential under a ramp that ends at
-    ``end`` (:class:`.psp.FixedSlope`).
+    Nothing is scaled up in return, so the neurons behind reach their threshold later. With ``end`` the remaining spikes come
+    earlier instead, ``t -> end - (end - t) / (1 - p)``, which keeps the mean potential under ramps that end at ``end``
+    (:class:`.psp.FixedSlope`); a spike that would come before 0 comes at 0.
 
     Example:
         >>> import torch
@@ -134,16 +135,18 @@ class Silence(nn.Module):
 
     Args:
         p: share of neurons that are silenced.
-        end: move the remaining spikes ahead so that their sum under a ramp to ``end`` stays; ``None``: leave them.
+        end: when the ramps of the layer behind end, steps (its ``start``); ``None``: the remaining spikes stay.
 
     Raises:
-        ParameterError: ``p`` is not in [0, 1).
+        ParameterError: ``p`` is not in [0, 1), ``end`` is not positive.
     """
 
     def __init__(self, p: float = 0.2, *, end: float | None = None):
         super().__init__()
         if not 0 <= p < 1:
             raise ParameterError(f"Silence expected p from 0 to below 1, got {p!r}.")
+        if end is not None and not 0 < end < math.inf:
+            raise ParameterError(f"Silence expected end as a positive number of steps, or None, got {end!r}.")
         self.p, self.end = float(p), end
 
     def forward(self, times: Tensor) -> Tensor:
@@ -152,7 +155,7 @@ class Silence(nn.Module):
             return times
         silenced = torch.rand_like(times) < self.p
         if self.end is not None:
-            # inf stays inf; a time may become negative, which a layer of this wing refuses, so it ends at 0
+            # inf stays inf; layers refuse negative times
             times = (self.end - (self.end - times) / (1 - self.p)).clamp(min=0)
         return times.masked_fill(silenced, math.inf)
 

@@ -3,6 +3,7 @@
 from .classification import Classification, stack
 from .groups import ROLES, parameter_groups
 from .labelling import Labelling
+from .online import OnlineTiming
 from .recipe import Best, Claim, Recipe
 from .reproduce import reproduce
 from .run import Stopped, test, train
@@ -15,6 +16,7 @@ __all__ = [
     "Claim",
     "Classification",
     "Labelling",
+    "OnlineTiming",
     "Output",
     "Recipe",
     "SingleSpike",

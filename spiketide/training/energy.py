@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from ..energy import Baseline, Counts, costs, energy_per_sample, equal_size, metering, summary
+from ..energy import (
+    Baseline,
+    Costs,
+    Counts,
+    FirstSpikeCounts,
+    costs,
+    count_first_spike_operations,
+    energy_per_sample,
+    equal_size,
+    metering,
+    same_shape,
+    summary,
+)
 from ..errors import RunError, unknown
+from ..timing import Network
+from ..types import Batch
 from .callbacks import Reseed, derive
 from .folder import RunFolder
 from .recipe import Built
@@ -31,7 +46,8 @@ def energy_of_run(
     Args:
         folder: a trained run.
         model: name of a price model, see :func:`spiketide.energy.costs`.
-        against: another run, measured in the same way; ``None``: an LSTM, a GRU and an RNN of equal size, by formula.
+        against: another run, measured in the same way; ``None``: an LSTM, a GRU and an RNN of equal size, by formula, and
+            beside a network whose neurons fire once the ReLU network of its shape.
         on: ``"validation"``, or ``"test"`` for a run that was tested already: test data are touched once.
 
     Returns:
@@ -56,7 +72,7 @@ def energy_of_run(
     with folder.hold():
         counts, quality = _measure(folder, on)
         if against is None:
-            beside = equal_size(counts, prices)
+            beside = _formulas(counts, prices)
         else:
             other, its_quality = _measure(against, on)
             beside = [
@@ -79,6 +95,11 @@ def energy_of_run(
             found["against"] = summary(other, prices, [])
         folder.write_json("energy.json", found)
     return found
+
+
+def _formulas(counts: Counts, prices: Costs) -> list[Baseline]:
+    """What stands beside a network where no other run is named."""
+    return same_shape(counts, prices) if isinstance(counts, FirstSpikeCounts) else equal_size(counts, prices)
 
 
 def _check(folder: RunFolder, on: str) -> None:
@@ -113,12 +134,23 @@ def count_batches(built: Built, on: str) -> Counts:
     batches = data.val_dataloader() if on == "validation" else data.test_dataloader()
     # random encoders draw what they drew when the run was validated or tested
     L.seed_everything(derive(built.seed, 0, "validation"), verbose=False)
-    with metering(model.network) as counts:
+
+    def encoded() -> Iterator[tuple[Batch, Any]]:
         for index, batch in enumerate(batches):
             if on == "test":
                 Reseed.test_batch(built.seed, index)
-            x = batch.x if model.encoder is None else model.encoder(batch.x)
-            model.network(x, lengths=batch.lengths)
+            yield batch, batch.x if model.encoder is None else model.encoder(batch.x)
+
+    counts: Counts
+    if isinstance(model.network, Network):
+        counts = once = FirstSpikeCounts()
+        for _, times in encoded():
+            seen = {"input": times} | model.network.follow(times)[1]
+            count_first_spike_operations(model.network, seen, into=once)
+    else:
+        with metering(model.network) as counts:
+            for batch, x in encoded():
+                model.network(x, lengths=batch.lengths)
     if not counts.samples:
         raise RunError(f"the {on} data of this run hold no sample, so there is nothing to count.")
     if not math.isfinite(sum(layer.effective + layer.mac for layer in counts.layers.values())):

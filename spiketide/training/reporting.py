@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from ..compose import Bidirectional
-from ..diagnose import Diagnosis, diagnose
+from ..diagnose import Diagnosis, diagnose, diagnose_first_spikes
 from ..energy import Operations, count_operations
-from ..errors import RunError
+from ..errors import RunError, SpiketideError
 from ..layer import Layer
 from ..neurons import ALIF, Neuron
 from ..neurons.base import Constant, TimeConstant
@@ -24,12 +25,16 @@ from ..report import Constants, ReportData, Row, SampleTrace, Strip, choose_samp
 from ..segments import Onsets, match_onsets, near
 from ..shapes import time_mask
 from ..synapses import LayerDelays, delay_statistics
+from ..timing import TimingLayer
 from ..types import UNLABELLED, Batch
+from . import first_spikes
 from .callbacks import Reseed
+from .first_spikes import FirstSpikeTest
 from .folder import RunFolder
 from .judgement import judge
 from .labelling import Labelling
 from .recipe import Built, Recipe
+from .single_spike import SingleSpike
 from .task import Output, Task
 
 ADAPTATION = ("a", "w", "q")
@@ -40,7 +45,7 @@ SAMPLES, WRONG, MEMBRANES = 6, 2, 4
 
 
 class Collector(L.Callback):
-    """What the test data showed: predictions, rates of every neuron, synaptic operations.
+    """What the test data showed: predictions, rates of every neuron, synaptic operations; of single-spike networks, when.
 
     ``labels`` and ``predictions`` have a number a sample, or, of data labelled step by step, a row ``(T_i,)`` a sample.
     """
@@ -50,6 +55,7 @@ class Collector(L.Callback):
         self.predictions: list[Tensor] = []
         self.stepwise = False
         self.operations = Operations()
+        self.first_spikes: FirstSpikeTest | None = None
         self._counts: dict[str, Tensor] = {}
         self._steps: dict[str, int] = {}
         self._over: list[tuple[Tensor, Tensor]] = []
@@ -59,6 +65,9 @@ class Collector(L.Callback):
         """Begin to count operations."""
         model: Any = pl_module
         self.operations = self._stack.enter_context(count_operations(model.network))
+        if isinstance(model, SingleSpike):
+            net: Any = model.network
+            self.first_spikes = FirstSpikeTest(net)
 
     def on_test_batch_end(
         self,
@@ -82,8 +91,10 @@ class Collector(L.Callback):
         else:
             self.labels += list(y)
             self.predictions += list(said)
-        self._over.append(self._right_over_time(model.evolve(output).argmax(-1).cpu(), y, output.lengths))
+        self._over.append(self._right_over_time(model.answers(output).cpu(), y, output.lengths))
         self.operations.samples += samples
+        if self.first_spikes is not None:
+            self.first_spikes.add(output, batch.y, self.operations)
         for name, spikes in output.spikes.items():
             steps = int(valid_steps(spikes, output.lengths_of(spikes)))
             self._steps[name] = self._steps.get(name, 0) + steps
@@ -91,13 +102,13 @@ class Collector(L.Callback):
             self._counts[name] = self._counts.get(name, 0) + count
 
     def _right_over_time(self, said: Tensor, y: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Right answers and judged answers of every step, ``(T,)`` each."""
+        """Right answers and judged answers of every step, ``(T,)`` each; where nothing is said (-1), nothing is right."""
         judged = torch.ones_like(said, dtype=torch.bool)
         if lengths is not None:
             judged = time_mask(lengths.cpu(), len(said))
         if self.stepwise:
             judged = judged & (y != UNLABELLED)
-        return ((said == y) & judged).sum(1), judged.sum(1)
+        return ((said == y) & (said >= 0) & judged).sum(1), judged.sum(1)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop counting."""
@@ -171,6 +182,8 @@ class Collector(L.Callback):
 
 def measured(model: Task, data: Any, collector: Collector) -> dict[str, Any]:
     """What a test says of the predictions: ``test_accuracy``, and more where every step has a label."""
+    if collector.first_spikes is not None:
+        return {"test_accuracy": collector.accuracy(), **collector.first_spikes.measured(collector.over_time)}
     if not isinstance(model, Labelling):
         return {"test_accuracy": collector.accuracy()}
     names = data.class_names
@@ -197,11 +210,21 @@ def make_report(
     story = folder.read_json("versions.json") or {}
     names = getattr(data, "class_names", None)
     classes = _classes(collector) if names is None else len(names)
-    traces = trace(built, chosen)
-    stepwise: dict[str, Any] = {}
+    traces: list[SampleTrace] = []
+    further: dict[str, Any] = {}
+    if collector.first_spikes is not None:
+        net: Any = model.network
+        classes = max(classes, int(net.output.weight.shape[0]))
+        if names is not None:  # outputs that no class of the data has are numbered
+            names = [*names, *map(str, range(len(names), classes))]
+        found = first_spikes.shown(collector.first_spikes, collector.over_time, built, chosen, labels)
+        further = {"first_spikes": found}
+    else:
+        traces = trace(built, chosen)
+        further = {"over_time": {"Accuracy": collector.over_time}}
     if collector.stepwise:
         step_ms = getattr(data, "dt", None)
-        stepwise = {
+        further |= {
             "unit": "labelled steps",
             "strips": _strips(collector, chosen, traces, step_ms),
             "onsets": dict(
@@ -221,7 +244,6 @@ def make_report(
         confusion=collector.confusion(classes),
         class_names=names,
         samples=traces,
-        over_time={"Accuracy": collector.over_time},
         constants=_constants(recipe, built),
         firing={labels[name]: rates for name, rates in collector.rates.items()},
         delays=_delays(recipe, built),
@@ -229,7 +251,7 @@ def make_report(
         environment=_environment(story),
         diagnosis=_diagnose(built).messages,
         best_epoch=int(metrics["best"]["epoch"]),
-        **stepwise,
+        **further,
     )
     path = folder.path / "report.html"
     write_report(report, path)
@@ -343,7 +365,23 @@ def _diagnose(built: Built) -> Diagnosis:
     data.prepare_data()
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
+    if isinstance(model, SingleSpike):
+        return _diagnose_first_spikes(model, batch, data.train_dataloader())
     return diagnose(model.network, batch, encoder=model.encoder, readout=model.scores, loss=model.criterion)
+
+
+def _diagnose_first_spikes(model: SingleSpike, batch: Batch, batches: Any) -> Diagnosis:
+    """As training would begin: with the scales set, if the recipe says so."""
+    told = ""
+    try:
+        model.prepare(batches)
+    except SpiketideError as error:
+        told = str(error)
+    net: Any = model.network
+    found = diagnose_first_spikes(net, batch, encoder=model.encoder, loss=model.loss)
+    if not told or any(told in message for message in found.messages):
+        return found
+    return replace(found, messages=[told, *found.messages])
 
 
 def layer_names(network: nn.Module) -> dict[str, str]:
@@ -351,7 +389,7 @@ def layer_names(network: nn.Module) -> dict[str, str]:
     return {
         name: f"{name.removesuffix('.neuron')} {type(module).__name__}".strip()
         for name, module in network.named_modules()
-        if isinstance(module, Neuron)
+        if isinstance(module, (Neuron, TimingLayer))
     }
 
 
@@ -475,11 +513,15 @@ def _summary(model: nn.Module, metrics: dict[str, Any], result: dict[str, Any]) 
     share = (
         f"{sparse / dense:.1%} of {dense:,.0f} if every connection were used at every step" if dense else ""
     )
+    single = isinstance(model, SingleSpike)
+    if single and dense:
+        share = f"{sparse / dense:.1%} of the {dense:,.0f} connections, each used once at most"
+    per = "sample" if single else "step"
     return [
         *_accuracies(model, result),
         Row("Validation accuracy", metrics["best"].get("val/accuracy"), "of the epoch that was tested"),
         Row("Test loss", result["test_loss"]),
-        Row("Firing rate", result["firing_rate"], "spikes per neuron and step, all spiking layers"),
+        Row("Firing rate", result["firing_rate"], f"spikes per neuron and {per}, all spiking layers"),
         Row("Synaptic operations", round(sparse), f"a sample: {share}"),
         Row("Trained parameters", trained),
         Row("Epochs", metrics["epochs"], f"the best was {metrics['best']['epoch']:.0f}, counted from 0"),
@@ -489,6 +531,8 @@ def _summary(model: nn.Module, metrics: dict[str, Any], result: dict[str, Any]) 
 
 def _accuracies(model: nn.Module, result: dict[str, Any]) -> list[Row]:
     once = f"on {result['samples']:,} samples, measured once"
+    if isinstance(model, SingleSpike):
+        return [Row("Test accuracy", result["test_accuracy"], once), *first_spikes.summary(result)]
     if not isinstance(model, Labelling):
         return [Row("Test accuracy", result["test_accuracy"], once)]
     as_published = (
@@ -512,6 +556,13 @@ def _curves(history: list[dict[str, float]]) -> dict[str, list[tuple[int, float 
         "accuracy_labelled": "Accuracy, labelled",
         "rate": "Firing rate",
     }
+    if any("val/no_fire" in row for row in history):
+        del wanted["rate"]  # of first spikes, that times the number of neurons is shown
+        wanted |= {
+            "time": "Decision time",
+            "spikes": "Spikes a sample",
+            "no_fire": "Share without a decision",
+        }
     return {
         word: [(int(row["epoch"]), row.get(f"train/{name}"), row.get(f"val/{name}")) for row in history]
         for name, word in wanted.items()

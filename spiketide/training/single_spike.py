@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,9 +44,9 @@ class SingleSpike(Task):
 
         times = encoder(x)        fired = network(times)        label = output that fires first
 
-    Logged for ``train``, ``val`` and ``test``: ``loss``; ``accuracy`` (strict: a tie goes to the larger potential, never counts as
-    a hit by itself); ``optimistic`` (a tie counts as a hit, as published scores of S4NN do); ``no_fire``, the share of images on
-    which no output fires, decided by potentials; ``time``, the mean step of a decision; ``spikes`` of all neurons an image;
+    Logged for ``train``, ``val`` and ``test``: ``loss``; ``accuracy`` (strict: a tie goes to the larger potential, never counts
+    as a hit by itself); ``optimistic`` (a tie counts as a hit, as published scores of S4NN do); ``no_fire``, the share of images
+    on which no output fires, decided by potentials; ``time``, the mean step of a decision; ``spikes`` of all neurons an image;
     ``rate`` (spikes a neuron) and ``rate/<layer>``.
 
     Example:
@@ -98,9 +99,9 @@ class SingleSpike(Task):
         self.loss.check(chain.output)
         self.moments = moments
         self.revive_below = float(revive_below)
+        self.calibrated: Tensor
         self.register_buffer("calibrated", torch.tensor(moments is None))
         self._sums: dict[str, Tensor | float] = {}
-        self._inputs: dict[str, Tensor] = {}
 
     @property
     def steps(self) -> int:
@@ -165,7 +166,7 @@ class SingleSpike(Task):
         return {"accuracy": ((output.scores.argmax(-1) == y).float().mean(), len(y))}
 
     def measures_of(self, fired: Fired, seen: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
-        """Sums over the samples: right answers strict and optimistic, images without a first spike, time, spikes of each layer."""
+        """Sums over samples: right answers strict and optimistic, images without a first spike, time, spikes of a layer."""
         decision: Decision = decide(fired)
         known = torch.isfinite(decision.time)
         sums = {
@@ -184,13 +185,21 @@ class SingleSpike(Task):
         Raises:
             ParameterError: a layer that no scale makes fire.
         """
-        calibrated: Any = self.calibrated
-        if bool(calibrated):
+        if not bool(self.calibrated):
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            loader = data.train_dataloader() if data is not None else self.trainer.train_dataloader
+            self.prepare(loader or ())
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Set the scales by the first images, as training begins; nothing on a network that has them set.
+
+        Raises:
+            ParameterError: a layer that no scale makes fire.
+        """
+        if bool(self.calibrated):
             return
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        loader = data.train_dataloader() if data is not None else self.trainer.train_dataloader
         images: list[Tensor] = []
-        for batch in loader or ():
+        for batch in batches:
             images.append(batch.x)
             if sum(map(len, images)) >= CALIBRATED_ON:
                 break
@@ -198,7 +207,7 @@ class SingleSpike(Task):
         net: Any = self.network
         source: Any = self.encoder
         calibrate(net, source(x), self.moments or [])
-        calibrated.fill_(True)
+        self.calibrated.fill_(True)
 
     def on_train_epoch_start(self) -> None:
         """Begin the sums of an epoch."""
@@ -240,8 +249,9 @@ class SingleSpike(Task):
             layer = getattr(net, name)
             if not self.revive_below and float(sums[f"fired/{name}"]) == 0:
                 raise ParameterError(
-                    f"layer {name} ({type(layer).__name__}): none of its neurons fired on any of {samples:.0f} images. Give moments, so "
-                    "that its scale is set before training, lower the learning rate, or set revive_below (0.001)."
+                    f"layer {name} ({type(layer).__name__}): none of its neurons fired on any of {samples:.0f} images. "
+                    "Give moments, so that its scale is set before training, lower the learning rate, or set "
+                    "revive_below (0.001)."
                 )
         if self.revive_below:
             self._revive(samples)
@@ -249,7 +259,8 @@ class SingleSpike(Task):
 
     def _revive(self, samples: float) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        batch = next(iter(data.train_dataloader() if data is not None else self.trainer.train_dataloader))
+        loader: Any = data.train_dataloader() if data is not None else self.trainer.train_dataloader
+        batch = next(iter(loader))
         source: Any = self.encoder
         times = source(batch.x.to(self.device))
         net: Any = self.network
@@ -271,10 +282,11 @@ class SingleSpike(Task):
         return loss
 
     def test_step(self, batch: Batch, batch_idx: int) -> Any:
-        """The :class:`.task.Output` of one batch, for whoever collects it."""
-        fired, seen = self.follow(batch)
+        """The :class:`.task.Output` of one batch with the spike times of input and layers, for whoever collects it."""
+        times = self.encode(batch)
+        fired, seen = self.follow(batch._replace(x=times), encoded=True)
         self._note(fired, seen, batch.y, self.objective_of(fired, batch.y).detach(), "test")
-        return self.output_of(fired, seen)
+        return self.output_of(fired, seen)._replace(times={"input": times, **seen})
 
     def _note(self, fired: Fired, seen: dict[str, Tensor], y: Tensor, loss: Tensor, stage: str) -> None:
         sums: dict[str, Any] = dict(self.measures_of(fired, seen, y))

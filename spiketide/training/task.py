@@ -40,6 +40,9 @@ class Output(NamedTuple):
     lengths: Tensor | None  # of y
     given: Tensor | None = None  # of the input: valid for every layer, also in front of a tail
     first: int = 0  # step of the sequence with which ``y`` begins: that of its window, with truncation
+    times: dict[str, Tensor] | None = (
+        None  # single-spike networks: spike times of "input" and of each layer, (B, *N)
+    )
 
     def by_step(self) -> dict[str, Tensor]:
         """The spikes with those of substeps (:class:`spiketide.Substeps`) averaged: one value for each step of the output."""
@@ -210,6 +213,10 @@ class Task(L.LightningModule, ABC):
     @abstractmethod
     def evolve(self, output: Output) -> Tensor:
         """The scores of every moment, ``(T, B, C)``: what would be said had the sequence ended there."""
+
+    def answers(self, output: Output) -> Tensor:
+        """The class that would be said at every moment, ``(T, B)``; -1 where nothing is said yet, which is never right."""
+        return self.evolve(output).argmax(-1)
 
     def targets(self, output: Output, y: Tensor) -> Tensor:
         """The labels as they count in the loss."""

@@ -114,6 +114,26 @@ def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch():
     assert order(fresh, 0) != orders[0, 1]
 
 
+def test_the_order_of_the_file_is_the_same_in_every_epoch():
+    loader = toy(batch_size=32, order="file").train_dataloader()
+    assert order(loader, 0) == order(loader, 3) == toy().split_indices["train"]
+
+
+def test_samples_drawn_with_replacement():
+    module = toy(batch_size=32, order="drawn")
+    loader = module.train_dataloader()
+    first, second = order(loader, 0), order(loader, 1)
+    assert order(loader, 0) == first != second and len(first) == 90
+    assert set(first) <= set(module.split_indices["train"])
+    # of n samples drawn n times about 63 % appear
+    assert 45 < len(set(first)) < 70 and len(set(first) | set(second)) > len(set(first))
+    shares = []
+    for rank in (0, 1):
+        half = attach(toy(batch_size=16, order="drawn"), 2, rank).train_dataloader()
+        shares.append(order(half, 1))
+    assert [number for pair in zip(*shares, strict=True) for number in pair] == second
+
+
 def test_seeds_are_not_shifted_epochs():
     # As arrays of ranks, so that the different splits of two seeds do not hide a shared permutation.
     ranks = {}
@@ -306,6 +326,7 @@ def test_the_trainer_opens_the_test_data(tmp_path):
         ({"validation_fraction": 1.0}, "between 0 and 1"),
         ({"validation_fraction": float("nan")}, "between 0 and 1"),
         ({"seed": -1}, "seed"),
+        ({"order": "drwan"}, "did you mean 'drawn'"),
     ],
 )
 def test_options_out_of_range(options, words):

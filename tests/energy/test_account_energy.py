@@ -54,12 +54,14 @@ def test_the_reference_names_what_is_there() -> None:
         for name in re.findall(r"`(\w+)[(`]", cell)
     }
     public = {name for name in vars(spiketide.energy) if not name.startswith("_")}
-    modules = {"costs", "formulas", "meter", "operations", "report", "step"}
+    modules = {"costs", "first_spike", "formulas", "meter", "operations", "report", "step"}
     assert len(named) > 12 and named <= public | {"spiketide"}
     smaller = {
         "Baseline",
         "BreakEven",
         "Energy",
+        "FirstSpikeCounts",
+        "FirstSpikeLayer",
         "Operations",
         "PaperCounts",
         "StepOperations",
