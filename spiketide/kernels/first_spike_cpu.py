@@ -78,7 +78,9 @@ def _count(slope: Array, offset: Array, begin: int, n: int, at: float, threshold
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)  # type: ignore[untyped-decorator]
-def _add(slope: Array, offset: Array, begin: int, n: int, weight: Array, row: int, a: float, q: float) -> None:
+def _add(
+    slope: Array, offset: Array, begin: int, n: int, weight: Array, row: int, a: float, q: float
+) -> None:
     first, source = np.uint64(begin), np.uint64(row)
     for o in range(np.uint64(n)):
         slope[first + o] += a * weight[source + o]
@@ -687,7 +689,10 @@ def back_conv(
     kind = dw.numpy().dtype.type
     _back_conv(
         times.detach().contiguous().numpy(),
-        *(part.detach().flatten(2).contiguous().numpy() for part in (_just_after(fired, shape), update, carry)),
+        *(
+            part.detach().flatten(2).contiguous().numpy()
+            for part in (_just_after(fired, shape), update, carry)
+        ),
         back.detach().reshape(-1).numpy(),
         window.kernel,
         window.out((times.shape[2], times.shape[3])),

@@ -203,11 +203,16 @@ class SingleSpike(Task):
             images.append(batch.x)
             if sum(map(len, images)) >= CALIBRATED_ON:
                 break
-        x = torch.cat(images)[:CALIBRATED_ON].to(self.device)
+        net: Any = self.network
+        calibrate(net, self._times(torch.cat(images)[:CALIBRATED_ON]), self.moments or [])
+        self.calibrated.fill_(True)
+
+    def _times(self, x: Tensor) -> Tensor:
+        """Spike times of images that come from the loader itself: of the device and precision of the weights."""
         net: Any = self.network
         source: Any = self.encoder
-        calibrate(net, source(x), self.moments or [])
-        self.calibrated.fill_(True)
+        times: Tensor = source(x.to(net.output.weight))
+        return times
 
     def on_train_epoch_start(self) -> None:
         """Begin the sums of an epoch."""
@@ -261,8 +266,7 @@ class SingleSpike(Task):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         loader: Any = data.train_dataloader() if data is not None else self.trainer.train_dataloader
         batch = next(iter(loader))
-        source: Any = self.encoder
-        times = source(batch.x.to(self.device))
+        times = self._times(batch.x)
         net: Any = self.network
         with torch.no_grad():
             for name, layer in net.named_children():

@@ -28,13 +28,17 @@ PLAIN: list[tuple[PSP, Callable[[float], float]]] = [
 AT = [-math.inf, -3.0, -1e-9, 0.0, 1e-9, 0.3, 0.6, 1.0, 3.5, 4.0, 5.0, 8.0, 11.9, 12.0, 12.1, 100.0]
 
 
-@pytest.mark.parametrize(("psp", "plain"), PLAIN, ids=lambda part: repr(part) if isinstance(part, PSP) else "")
+@pytest.mark.parametrize(
+    ("psp", "plain"), PLAIN, ids=lambda part: repr(part) if isinstance(part, PSP) else ""
+)
 def test_values_are_those_of_the_formula(psp: PSP, plain: Callable[[float], float]) -> None:
     got = psp.value(torch.tensor(AT, dtype=torch.float64)).tolist()
     assert got == pytest.approx([plain(s) for s in AT], abs=1e-14)
 
 
-@pytest.mark.parametrize(("psp", "plain"), PLAIN[1:], ids=lambda part: repr(part) if isinstance(part, PSP) else "")
+@pytest.mark.parametrize(
+    ("psp", "plain"), PLAIN[1:], ids=lambda part: repr(part) if isinstance(part, PSP) else ""
+)
 def test_slopes_are_those_of_the_formula_from_the_left(psp: PSP, plain: Callable[[float], float]) -> None:
     h = 1e-6
     finite = [s for s in AT if math.isfinite(s) and abs(s) > 1e-8]
@@ -49,9 +53,7 @@ def test_a_jump_has_no_slope() -> None:
 
 def test_a_kernel_that_falls_slowly_is_one_with_a_plateau() -> None:
     s = torch.linspace(-5, 60, 131, dtype=torch.float64)
-    torch.testing.assert_close(
-        RampUpDown(8.0, 1e12).value(s), Ramp(8.0).value(s), rtol=0, atol=1e-9
-    )
+    torch.testing.assert_close(RampUpDown(8.0, 1e12).value(s), Ramp(8.0).value(s), rtol=0, atol=1e-9)
     short = s[s <= 8]
     assert torch.equal(ReL(8.0).value(short), Ramp(8.0).value(short))
 

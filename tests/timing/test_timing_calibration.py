@@ -64,7 +64,9 @@ def test_medians_come_at_their_moments(psp: Any, exact: bool, binary: bool) -> N
     assert net.training and net[2].training
     net.eval()
     pooled = net[1](net[0](times))
-    heard = net[1](torch.where(torch.nn.functional.max_pool2d((times < 64).float(), 3, 1) > 0, 0.0, inf)) < inf
+    heard = (
+        net[1](torch.where(torch.nn.functional.max_pool2d((times < 64).float(), 3, 1) > 0, 0.0, inf)) < inf
+    )
     out = pooled[heard.expand_as(pooled)], *[net.follow(times)[1][name].flatten() for name in ("4", "5")]
     for found, moment in zip(out, moments, strict=True):
         middle = float(found.sort().values[len(found) // 2])
@@ -118,14 +120,18 @@ def test_weights_are_left_alone_and_nothing_depends_on_the_scale_before() -> Non
 
 def test_a_layer_that_hears_nothing_is_named() -> None:
     net = Network(TimingLinear(4, 3), TimingLinear(3, 2))
-    with pytest.raises(ParameterError, match=r"layer 0 \(TimingLinear\) hears no spike at all: no scale makes it fire"):
+    with pytest.raises(
+        ParameterError, match=r"layer 0 \(TimingLinear\) hears no spike at all: no scale makes it fire"
+    ):
         calibrate(net, torch.full((5, 4), inf), [0.5, 0.8])
     assert net.training
 
 
 def test_a_layer_that_cannot_fire_is_named() -> None:
     net = Network(TimingLinear(4, 30, mean=3.0), TimingLinear(30, 2, mean=-9.0))
-    with pytest.raises(ParameterError, match=r"layer 1 \(TimingLinear\) fires too late with any scale.*Raise mean.*than 0.8"):
+    with pytest.raises(
+        ParameterError, match=r"layer 1 \(TimingLinear\) fires too late with any scale.*Raise mean.*than 0.8"
+    ):
         calibrate(net, torch.zeros(5, 4), [0.5, 0.8])
 
 
@@ -136,7 +142,9 @@ def test_a_moment_before_the_input_is_refused() -> None:
 
 @pytest.mark.parametrize("moments", [[0.5], [0.5, 0.6, 0.7], [0.5, 1.0], [0.0, 0.5], [0.5, math.nan]])
 def test_moments_that_are_refused(moments: list[float]) -> None:
-    with pytest.raises(ParameterError, match=r"calibrate expected 2 moments in \(0, 1\), one for each layer that fires"):
+    with pytest.raises(
+        ParameterError, match=r"calibrate expected 2 moments in \(0, 1\), one for each layer that fires"
+    ):
         calibrate(Network(TimingLinear(4, 3), TimingLinear(3, 2)), torch.zeros(5, 4), moments)
 
 
@@ -144,10 +152,14 @@ def test_moments_that_are_refused(moments: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("psp", "stop"), [(ReL(64.0), 64.0), (Ramp(16.0), 64.0), (Step(), 64.0), (FixedSlope(64.0, 32.0), 96.0)], ids=repr
+    ("psp", "stop"),
+    [(ReL(64.0), 64.0), (Ramp(16.0), 64.0), (Step(), 64.0), (FixedSlope(64.0, 32.0), 96.0)],
+    ids=repr,
 )
 @pytest.mark.parametrize("threshold", [1.0, 3.0])
-def test_woken_neurons_reach_the_threshold_on_half_of_the_inputs(psp: Any, stop: float, threshold: float) -> None:
+def test_woken_neurons_reach_the_threshold_on_half_of_the_inputs(
+    psp: Any, stop: float, threshold: float
+) -> None:
     layer = TimingLinear(
         20, 6, psp=psp, stop=stop, threshold=threshold, rule=STiDi(slope="constant"), mean=0.0
     )

@@ -47,7 +47,10 @@ def test_the_input_stays_as_it_is() -> None:
     kept = x.clone()
     IntensityToLatency(64)(x)
     assert torch.equal(x, kept)
-    assert repr(IntensityToLatency(64, span=0.5)) == "IntensityToLatency(64, span=0.5, threshold=0.0392157, exact=False)"
+    assert (
+        repr(IntensityToLatency(64, span=0.5))
+        == "IntensityToLatency(64, span=0.5, threshold=0.0392157, exact=False)"
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, inf, -inf])
@@ -63,7 +66,10 @@ def test_what_is_no_intensity(bad: float) -> None:
     [
         (torch.tensor([[0.0, 255.0]]), "from 0 to 1, got 0 to 255: divide bytes by 255"),
         (torch.tensor([[-0.1, 0.5]]), "from 0 to 1, got -0.1 to 0.5"),
-        (torch.tensor([[0, 255]], dtype=torch.uint8), "in floating point, from 0 to 1, got torch.uint8: x / 255 for bytes"),
+        (
+            torch.tensor([[0, 255]], dtype=torch.uint8),
+            "in floating point, from 0 to 1, got torch.uint8: x / 255 for bytes",
+        ),
         (torch.tensor([[True]]), "got torch.bool"),
     ],
 )

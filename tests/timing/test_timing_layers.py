@@ -370,7 +370,9 @@ def test_pooling_hands_a_displacement_to_the_first_spike_alone() -> None:
 
 def test_pooling_leaves_out_what_fills_no_window() -> None:
     times = some_times(1, 1, 5, 7)
-    assert torch.equal(EarliestPool2d(3)(times), times[:, :, :3, :6].unfold(2, 3, 3).unfold(3, 3, 3).flatten(4).amin(4))
+    assert torch.equal(
+        EarliestPool2d(3)(times), times[:, :, :3, :6].unfold(2, 3, 3).unfold(3, 3, 3).flatten(4).amin(4)
+    )
 
 
 def test_the_average_counts_silent_ones_at_the_end() -> None:
@@ -435,7 +437,9 @@ def test_layers_say_what_they_are() -> None:
         "TimingConv2d(2, 4, 3, padding=1, stride=2, groups=2, ReL(unit=31.5), stop=31.5, "
         "SpikeProp(transfer='exact', slope='exact', normalise=False))"
     )
-    assert [repr(m) for m in (EarliestPool2d(3), AveragePool2d(stop=8.0), Silence(0.1, end=9.0), Flatten())] == [
+    assert [
+        repr(m) for m in (EarliestPool2d(3), AveragePool2d(stop=8.0), Silence(0.1, end=9.0), Flatten())
+    ] == [
         "EarliestPool2d(3)",
         "AveragePool2d(2, stop=8)",
         "Silence(p=0.1, end=9.0)",
@@ -452,7 +456,9 @@ def test_layers_say_what_they_are() -> None:
         ((2, 6, 3, 3), {"groups": 2}, (4, 1, 1)),
     ],
 )
-def test_shapes_of_a_convolution(size: tuple[int, ...], options: dict[str, int], want: tuple[int, ...]) -> None:
+def test_shapes_of_a_convolution(
+    size: tuple[int, ...], options: dict[str, int], want: tuple[int, ...]
+) -> None:
     layer = TimingConv2d(6, 4, 3, **options)
     assert layer(torch.zeros(size)).shape == (size[0], *want)
     assert layer.weight.shape == (4, 6 // options.get("groups", 1), 3, 3)
@@ -472,10 +478,19 @@ def test_shapes_of_a_convolution(size: tuple[int, ...], options: dict[str, int],
         (lambda: TimingLinear(2, 2, mean=math.nan), "a finite mean"),
         (lambda: TimingLinear(2, 2, psp="ReL"), "expected psp as a spiketide.timing.PSP, got 'ReL'"),
         (lambda: TimingLinear(2, 2, rule="STiDi"), "expected rule as a spiketide.timing.Rule, got 'STiDi'"),
-        (lambda: TimingLinear(2, 2, psp=FixedSlope(8.0, 8.0), stop=8.0), "expected stop=16, the end of FixedSlope"),
-        (lambda: TimingLinear(2, 2, psp=Step(), rule=SpikeProp()), r"divides by the slope of the membrane.*Step\(\)"),
+        (
+            lambda: TimingLinear(2, 2, psp=FixedSlope(8.0, 8.0), stop=8.0),
+            "expected stop=16, the end of FixedSlope",
+        ),
+        (
+            lambda: TimingLinear(2, 2, psp=Step(), rule=SpikeProp()),
+            r"divides by the slope of the membrane.*Step\(\)",
+        ),
         (lambda: TimingLinear(2, 2, psp=Step(), rule=STiDi(slope="local")), r"with Step\(\) there is none"),
-        (lambda: TimingLinear(2, 2, psp=Step(), rule=STiDi(transfer="share")), r"with Step\(\) there is none"),
+        (
+            lambda: TimingLinear(2, 2, psp=Step(), rule=STiDi(transfer="share")),
+            r"with Step\(\) there is none",
+        ),
         (
             lambda: TimingLinear(2, 2, psp=FixedSlope(8.0, 8.0), stop=16.0, rule=STiDi(transfer="share")),
             "'share' is not defined with FixedSlope",
@@ -507,11 +522,23 @@ def test_settings_that_are_refused(make: Any, words: str) -> None:
     ("layer", "times", "words"),
     [
         (TimingLinear(4, 2), torch.zeros(3, 5), r"expected spike times \(B, 4\), got \(3, 5\)\."),
-        (TimingLinear(4, 2), torch.zeros(3, 1, 2, 2), r"got \(3, 1, 2, 2\)\. Put spiketide.timing.Flatten\(\) in front"),
+        (
+            TimingLinear(4, 2),
+            torch.zeros(3, 1, 2, 2),
+            r"got \(3, 1, 2, 2\)\. Put spiketide.timing.Flatten\(\) in front",
+        ),
         (TimingLinear(4, 2), torch.zeros(4), r"got \(4,\)"),
         (TimingLinear(4, 2), torch.zeros(3, 4, dtype=torch.int64), r"got torch.int64: times.float\(\)"),
-        (TimingLinear(4, 2), torch.zeros(3, 4, dtype=torch.float16), r"float32 or float64.*got torch.float16"),
-        (TimingConv2d(2, 3, 3), torch.zeros(1, 3, 5, 5), r"expected spike times \(B, 2, H, W\), got \(1, 3, 5, 5\)"),
+        (
+            TimingLinear(4, 2),
+            torch.zeros(3, 4, dtype=torch.float16),
+            r"float32 or float64.*got torch.float16",
+        ),
+        (
+            TimingConv2d(2, 3, 3),
+            torch.zeros(1, 3, 5, 5),
+            r"expected spike times \(B, 2, H, W\), got \(1, 3, 5, 5\)",
+        ),
         (TimingConv2d(2, 3, 3), torch.zeros(2, 5, 5), r"got \(2, 5, 5\)"),
         (TimingConv2d(2, 3, 5), torch.zeros(1, 2, 4, 9), r"window of \(5, 5\).*larger images, got \(4, 9\)"),
         (EarliestPool2d(4), torch.zeros(1, 1, 3, 9), r"of 4 x 4 or more, got \(1, 1, 3, 9\)"),
@@ -533,7 +560,9 @@ def test_times_that_are_none(psp: PSP, bad: float) -> None:
 
 
 def test_networks_that_are_refused() -> None:
-    with pytest.raises(ParameterError, match="a TimingLayer at the end, got Flatten: its first spike decides"):
+    with pytest.raises(
+        ParameterError, match="a TimingLayer at the end, got Flatten: its first spike decides"
+    ):
         Network(TimingLinear(3, 2), Flatten())
     with pytest.raises(ParameterError, match="at the end, got nothing"):
         Network()

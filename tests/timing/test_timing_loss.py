@@ -27,7 +27,13 @@ LAYER = TimingLinear(1, 3, stop=64.0)
 LATE = TimingLinear(1, 3, psp=FixedSlope(100.0, 50.0), stop=150.0)
 
 
-def displacements(loss: TimingLoss, times: list[list[float]], potential: list[list[float]], y: list[int], layer: TimingLinear = LAYER) -> tuple[Tensor, float]:
+def displacements(
+    loss: TimingLoss,
+    times: list[list[float]],
+    potential: list[list[float]],
+    y: list[int],
+    layer: TimingLinear = LAYER,
+) -> tuple[Tensor, float]:
     """What each output is asked for, of a batch, and the value of the loss."""
     t = torch.tensor(times, dtype=torch.float64, requires_grad=True)
     v = torch.tensor(potential, dtype=torch.float64)
@@ -68,7 +74,9 @@ def test_relative_targets_of_silent_outputs_by_hand() -> None:
     d, _ = displacements(loss, [[inf, inf, inf]], [[0.9, -7.0, 0.0]], [1])
     assert (64 * d).tolist() == [[0.0, (64 - 8) - (64 + 128), 0.0]]
     # without reach, silent ones fire at the end, as in S4NN
-    d, _ = displacements(RelativeTargets(8.0, normalise=False, reach=0.0), [[inf, inf, inf]], [[0.9, 0.5, 0.0]], [1])
+    d, _ = displacements(
+        RelativeTargets(8.0, normalise=False, reach=0.0), [[inf, inf, inf]], [[0.9, 0.5, 0.0]], [1]
+    )
     assert (64 * d).tolist() == [[0.0, -8.0, 0.0]]
 
 
@@ -79,7 +87,9 @@ def test_a_later_window_is_counted_from_its_beginning() -> None:
 
 
 def test_normalised_displacements_have_length_one_or_none() -> None:
-    d, value = displacements(RelativeTargets(8.0), [[10.0, 16.0, 40.0], [10.0, 18.0, 40.0]], ABOVE * 2, [1, 0])
+    d, value = displacements(
+        RelativeTargets(8.0), [[10.0, 16.0, 40.0], [10.0, 18.0, 40.0]], ABOVE * 2, [1, 0]
+    )
     torch.testing.assert_close(d, torch.tensor([[0.8, -0.6, 0.0], [0.0, 0.0, 0.0]]).double())
     assert value == pytest.approx(0.5 * 100 / 64**2 / 2)
 
@@ -87,7 +97,9 @@ def test_normalised_displacements_have_length_one_or_none() -> None:
 def test_cross_entropy_is_that_of_torch() -> None:
     times = [[10.0, 16.0, 40.0], [3.0, 3.0, inf]]
     potential = [[1.0, 1.0, 1.0], [1.0, 1.0, 0.5]]
-    virtual = torch.tensor([[10.0, 16.0, 40.0], [3.0, 3.0, 64 + 32.0]], dtype=torch.float64, requires_grad=True)
+    virtual = torch.tensor(
+        [[10.0, 16.0, 40.0], [3.0, 3.0, 64 + 32.0]], dtype=torch.float64, requires_grad=True
+    )
     for smoothing in (0.0, 0.3):
         virtual.grad = None
         want = F.cross_entropy(-virtual / 4.0, torch.tensor([1, 2]), label_smoothing=smoothing)
@@ -113,7 +125,9 @@ def test_smoothing_by_hand() -> None:
         (LATE, [137.4, 137.6, inf], [False, True, True]),
     ],
 )
-def test_the_anchor_pulls_right_outputs_that_are_late(layer: TimingLinear, times: list[float], pulled: list[bool]) -> None:
+def test_the_anchor_pulls_right_outputs_that_are_late(
+    layer: TimingLinear, times: list[float], pulled: list[bool]
+) -> None:
     """Three quarters of 64 are 48; of the window from 100 to 150, 137.5."""
     for loss, other in (
         (TimingCrossEntropy(8.0, anchor=0.25, anchor_at=0.75), TimingCrossEntropy(8.0)),
@@ -150,7 +164,9 @@ def test_displacements_are_averaged_over_the_batch() -> None:
 # ---------------------------------------------------------------------------------------- decisions
 
 TIMES = torch.tensor([[5.0, 3.0, 7.0], [4.0, 9.0, 4.0], [4.0, 4.0, 4.0], [inf, inf, inf], [inf, 2.0, inf]])
-POTENTIAL = torch.tensor([[1.0, 1.0, 9.0], [1.0, 9.0, 1.5], [1.2, 1.2, 1.1], [0.1, 0.5, 0.4], [9.0, 1.0, 9.0]])
+POTENTIAL = torch.tensor(
+    [[1.0, 1.0, 9.0], [1.0, 9.0, 1.5], [1.2, 1.2, 1.1], [0.1, 0.5, 0.4], [9.0, 1.0, 9.0]]
+)
 FIRED = Fired(TIMES, POTENTIAL, POTENTIAL)
 
 
@@ -189,7 +205,10 @@ def test_a_decision_does_not_know_about_virtual_times() -> None:
         (lambda: TimingCrossEntropy(8.0, anchor=-0.1), "anchor and reach of 0 or more, got -0.1"),
         (lambda: TimingCrossEntropy(8.0, anchor=math.nan), "anchor and reach of 0 or more, got nan"),
         (lambda: RelativeTargets(8.0, reach=-1.0), "anchor and reach of 0 or more"),
-        (lambda: RelativeTargets(8.0, anchor_at=0.0), "anchor_at above 0 and up to 1, a part of the window, got 0.0"),
+        (
+            lambda: RelativeTargets(8.0, anchor_at=0.0),
+            "anchor_at above 0 and up to 1, a part of the window, got 0.0",
+        ),
         (lambda: RelativeTargets(8.0, anchor_at=1.5), "anchor_at above 0 and up to 1"),
     ],
 )
@@ -201,7 +220,10 @@ def test_losses_that_are_refused(make: Any, words: str) -> None:
 @pytest.mark.parametrize(("layer", "margin"), [(LAYER, 64.0), (LAYER, inf), (LATE, 50.0)])
 def test_a_margin_that_does_not_fit_into_the_window(layer: TimingLinear, margin: float) -> None:
     length = 64 if layer is LAYER else 50
-    with pytest.raises(ParameterError, match=rf"a margin of .* does not fit into a window of {length}: lower the margin or lengthen"):
+    with pytest.raises(
+        ParameterError,
+        match=rf"a margin of .* does not fit into a window of {length}: lower the margin or lengthen",
+    ):
         displacements(RelativeTargets(margin), [[1.0, 2.0, 3.0]], ABOVE, [0], layer)
     displacements(RelativeTargets(length - 1.0), [[101.0, 102.0, 103.0]], ABOVE, [0], layer)
 

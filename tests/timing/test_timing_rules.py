@@ -118,7 +118,9 @@ def fits(rule: Rule, psp: PSP) -> bool:
 
 
 PAIRS = [
-    pytest.param(psp, rule, exact, id=f"{psp!r}-{rule!r}-{rule.slope_limit:g}-{'exact' if exact else 'whole'}")
+    pytest.param(
+        psp, rule, exact, id=f"{psp!r}-{rule!r}-{rule.slope_limit:g}-{'exact' if exact else 'whole'}"
+    )
     for psp in KERNELS
     for rule in RULES
     for exact in (False, True)
@@ -164,7 +166,9 @@ def test_a_convolution_is_its_windows_one_by_one(
     fired.backward(grad)
 
     # the same as a fully connected layer with many weights of 0 that are no connections
-    padding, stride, groups = (options.get(name, default) for name, default in (("padding", 0), ("stride", 1), ("groups", 1)))
+    padding, stride, groups = (
+        options.get(name, default) for name, default in (("padding", 0), ("stride", 1), ("groups", 1))
+    )
     given = times.detach()
     high, wide = fired.shape[2:]
     dw = torch.zeros_like(weight)
@@ -172,21 +176,40 @@ def test_a_convolution_is_its_windows_one_by_one(
     for name in ("signed", "absolute"):
         parts[name] = torch.zeros(2, 2, 5 + 2 * padding, 5 + 2 * padding, dtype=torch.float64)
     padded = torch.nn.functional.pad(given, [padding] * 4, value=inf)
-    single = Rule(transfer="exact" if rule.transfer == "share" else rule.transfer, slope=rule.slope, normalise=False, slope_limit=rule.slope_limit)
+    single = Rule(
+        transfer="exact" if rule.transfer == "share" else rule.transfer,
+        slope=rule.slope,
+        normalise=False,
+        slope_limit=rule.slope_limit,
+    )
     for group in range(groups):
         maps = slice(group * 4 // groups, (group + 1) * 4 // groups)
         channels = slice(group * 2 // groups, (group + 1) * 2 // groups)
         for y in range(high):
             for x in range(wide):
-                window = (slice(None), channels, slice(y * stride, y * stride + 3), slice(x * stride, x * stride + 3))
+                window = (
+                    slice(None),
+                    channels,
+                    slice(y * stride, y * stride + 3),
+                    slice(x * stride, x * stride + 3),
+                )
                 seen = padded[window]
                 flat = weight[maps].flatten(1)
-                part, back = plain(single, psp, seen.flatten(1), flat, fired.detach()[:, maps, y, x], grad[:, maps, y, x])
+                part, back = plain(
+                    single, psp, seen.flatten(1), flat, fired.detach()[:, maps, y, x], grad[:, maps, y, x]
+                )
                 dw[maps] += part.view_as(dw[maps])
                 parts["signed"][window] += back.view_as(seen)
                 if rule.transfer == "share":
                     for o in range(maps.start, maps.stop):
-                        one = plain(single, psp, seen.flatten(1), weight[o : o + 1].flatten(1), fired.detach()[:, o : o + 1, y, x], torch.ones(2, 1, dtype=torch.float64))[1]
+                        one = plain(
+                            single,
+                            psp,
+                            seen.flatten(1),
+                            weight[o : o + 1].flatten(1),
+                            fired.detach()[:, o : o + 1, y, x],
+                            torch.ones(2, 1, dtype=torch.float64),
+                        )[1]
                         parts["absolute"][window] += one.abs().view_as(seen)
     inside = slice(padding, 5 + padding)
     dt = parts["signed"][:, :, inside, inside]
@@ -238,7 +261,9 @@ def test_a_fixed_slope_takes_the_words_of_the_rule_too(transfer: str, slope: str
                 dw[j, i] += -float(grad[b, j]) * g * x
                 w = float(weight[j, i])
                 if x > 0:
-                    dt[b, i] += float(grad[b, j]) / 2.0 * (w if transfer == "weight" else math.copysign(1.0, w))
+                    dt[b, i] += (
+                        float(grad[b, j]) / 2.0 * (w if transfer == "weight" else math.copysign(1.0, w))
+                    )
     assert layer.weight.grad is not None and times.grad is not None
     torch.testing.assert_close(layer.weight.grad, dw, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(times.grad, dt, rtol=1e-10, atol=1e-12)
@@ -288,7 +313,9 @@ def test_a_too_late_right_output_comes_earlier(psp: PSP, transfer: str) -> None:
             TimingLinear(20, 3, psp=psp, stop=STOP, exact=True, rule=rule),
         ).double()
         for layer in net:
-            layer.set_weight(torch.rand(layer.weight.shape, dtype=torch.float64) * 3.5 / layer.weight.shape[1])
+            layer.set_weight(
+                torch.rand(layer.weight.shape, dtype=torch.float64) * 3.5 / layer.weight.shape[1]
+            )
         times = torch.rand(1, 12, dtype=torch.float64) * 10
         fired, _ = net.follow(times)
         assert torch.isfinite(fired.times).all()
@@ -310,7 +337,16 @@ def test_one_step_is_that_of_s4nn() -> None:
     and the windows end at 255 and 254; nothing reaches the end, where targets there are cut.
     """
     sizes, steps = [30, 20, 5], 256
-    theirs = S4NN(sizes, updated=False, weight_decay=0.0, lr=0.2, margin=3, threshold=100.0, spread=[12.0, 30.0], dead=0.0)
+    theirs = S4NN(
+        sizes,
+        updated=False,
+        weight_decay=0.0,
+        lr=0.2,
+        margin=3,
+        threshold=100.0,
+        spread=[12.0, 30.0],
+        dead=0.0,
+    )
     rule = STiDi(slope="constant")
     mine = Network(
         TimingLinear(30, 20, psp=Step(), stop=steps - 1, threshold=100.0, rule=rule),

@@ -142,7 +142,9 @@ def cases(draw: st.DrawFn) -> tuple[TimingLinear, Tensor]:
     n_in, n_out, samples = draw(st.integers(1, 6)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
     exact = draw(st.booleans())
     rows = draw(st.lists(st.lists(weights, min_size=n_in, max_size=n_in), min_size=n_out, max_size=n_out))
-    times = draw(st.lists(st.lists(moments, min_size=n_in, max_size=n_in), min_size=samples, max_size=samples))
+    times = draw(
+        st.lists(st.lists(moments, min_size=n_in, max_size=n_in), min_size=samples, max_size=samples)
+    )
     layer = TimingLinear(
         n_in, n_out, psp=draw(kernels), stop=STOP, exact=exact, rule=STiDi(slope="constant")
     ).double()
@@ -171,7 +173,9 @@ def test_inputs_that_come_later_make_spikes_as_much_later(case: tuple[TimingLine
 
 @LAW
 @given(cases(), st.sampled_from([0.25, 0.5, 2.0, 3.0, 7.0]))
-def test_weights_and_threshold_in_proportion_change_nothing(case: tuple[TimingLinear, Tensor], by: float) -> None:
+def test_weights_and_threshold_in_proportion_change_nothing(
+    case: tuple[TimingLinear, Tensor], by: float
+) -> None:
     layer, times = case
     other = TimingLinear(
         layer.n_in, layer.n_out, psp=layer.psp, stop=STOP, threshold=by, exact=layer.exact, rule=layer.rule
@@ -193,7 +197,9 @@ def test_the_order_of_the_inputs_changes_nothing(case: tuple[TimingLinear, Tenso
 
 @LAW
 @given(cases(), st.integers(0, 5), st.integers(1, 40))
-def test_what_comes_after_a_spike_changes_nothing(case: tuple[TimingLinear, Tensor], which: int, late: int) -> None:
+def test_what_comes_after_a_spike_changes_nothing(
+    case: tuple[TimingLinear, Tensor], which: int, late: int
+) -> None:
     layer, times = case
     before = fire(layer, times)
     i = which % layer.n_in

@@ -56,14 +56,26 @@ def content(**model: Any) -> dict[str, Any]:
         "model": {
             "class_path": "spiketide.training.SingleSpike",
             "init_args": {
-                "encoder": {"class_path": TIMING + "IntensityToLatency", "init_args": {"steps": 32, "span": 0.5}},
+                "encoder": {
+                    "class_path": TIMING + "IntensityToLatency",
+                    "init_args": {"steps": 32, "span": 0.5},
+                },
                 "network": [
                     {"class_path": TIMING + "Flatten"},
-                    {"class_path": TIMING + "TimingLinear", "init_args": {"n_in": 64, "n_out": 48, "stop": 32.0}},
+                    {
+                        "class_path": TIMING + "TimingLinear",
+                        "init_args": {"n_in": 64, "n_out": 48, "stop": 32.0},
+                    },
                     {"class_path": TIMING + "Silence", "init_args": {"p": 0.1}},
-                    {"class_path": TIMING + "TimingLinear", "init_args": {"n_in": 48, "n_out": 10, "stop": 32.0}},
+                    {
+                        "class_path": TIMING + "TimingLinear",
+                        "init_args": {"n_in": 48, "n_out": 10, "stop": 32.0},
+                    },
                 ],
-                "loss": {"class_path": TIMING + "TimingCrossEntropy", "init_args": {"tau": 4.0, "anchor": 0.1}},
+                "loss": {
+                    "class_path": TIMING + "TimingCrossEntropy",
+                    "init_args": {"tau": 4.0, "anchor": 0.1},
+                },
                 "moments": [0.5, 0.8],
                 "optimizer": "adam",
                 "lr": 0.03,
@@ -95,7 +107,10 @@ def test_digits_are_learnt_and_two_runs_are_equal_to_the_bit(tmp_path: Path) -> 
     assert last["val/rate"] == pytest.approx(last["val/spikes"] / 58, rel=1e-5)
     assert bool(state["calibrated"]) and float(state["network.1.scale"]) != pytest.approx(2 / math.sqrt(64))
     again, same = run(tmp_path / "second", content())
-    numbers = [{k: v for k, v in row.items() if "seconds" not in k and "memory" not in k} for row in (*history, *again)]
+    numbers = [
+        {k: v for k, v in row.items() if "seconds" not in k and "memory" not in k}
+        for row in (*history, *again)
+    ]
     assert numbers[: len(history)] == numbers[len(history) :]
     assert state.keys() == same.keys() and all(torch.equal(state[name], same[name]) for name in state)
 
@@ -123,7 +138,10 @@ def test_scales_are_set_before_the_first_step_and_only_then() -> None:
 def test_a_layer_that_never_fires_is_named_with_advice(tmp_path: Path) -> None:
     recipe = content(moments=None)
     recipe["model"]["init_args"]["network"][3]["init_args"]["mean"] = -20.0
-    with pytest.raises(ParameterError, match=r"layer 3 \(TimingLinear\): none of its neurons fired on any of .* images\. Give moments"):
+    with pytest.raises(
+        ParameterError,
+        match=r"layer 3 \(TimingLinear\): none of its neurons fired on any of .* images\. Give moments",
+    ):
         run(tmp_path / "a", recipe)
     recipe = content()
     recipe["model"]["init_args"]["network"][1]["init_args"]["mean"] = -20.0
@@ -161,7 +179,9 @@ def networks() -> list[list[nn.Module]]:
     ]
 
 
-@pytest.mark.parametrize("loss", [TimingCrossEntropy(anchor=0.1), RelativeTargets(16.0, anchor=0.1)], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [TimingCrossEntropy(anchor=0.1), RelativeTargets(16.0, anchor=0.1)], ids=repr
+)
 @pytest.mark.parametrize("which", range(3))
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_black_and_white_images_go_through_training(which: int, loss: Any, optimizer: str) -> None:
@@ -171,7 +191,11 @@ def test_black_and_white_images_go_through_training(which: int, loss: Any, optim
     steps = chosen(model.parameters(), lr=0.05 if optimizer == "adam" else 1e-3)
     y = torch.arange(6) % 10
     start = [p.detach().clone() for p in model.parameters()]
-    for x, moves in ((torch.zeros(6, 1, 8, 8), False), (torch.ones(6, 1, 8, 8), True), (torch.rand(6, 1, 8, 8), True)):
+    for x, moves in (
+        (torch.zeros(6, 1, 8, 8), False),
+        (torch.ones(6, 1, 8, 8), True),
+        (torch.rand(6, 1, 8, 8), True),
+    ):
         before = [p.detach().clone() for p in model.parameters()]
         steps.zero_grad()
         fired, seen = model.follow(Batch(x, y))
@@ -186,7 +210,9 @@ def test_black_and_white_images_go_through_training(which: int, loss: Any, optim
         assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
         if not moves:
             sums = model.measures_of(fired, seen, y)
-            assert int(sums["no_fire"]) == 6 and sum(int(n) for name, n in sums.items() if "fired" in name) == 0
+            assert (
+                int(sums["no_fire"]) == 6 and sum(int(n) for name, n in sums.items() if "fired" in name) == 0
+            )
     assert not torch.equal(start[-1], [*model.parameters()][-1])
 
 
@@ -213,7 +239,13 @@ def test_measures_by_hand() -> None:
     assert fired.times.tolist() == [[16.0, 48.0, inf], [48.0, 48.0, inf], [inf, inf, inf], [inf, inf, 32.0]]
     sums = {name: float(value.detach()) for name, value in model.measures_of(fired, seen, Y).items()}
     # the second is a tie that goes to 0; the third has no spike and 2 is closest to its threshold; the fourth is wrong
-    assert sums == {"accuracy": 2.0, "optimistic": 3.0, "no_fire": 1.0, "time": 16.0 + 48 + 64 + 32, "fired/0": 5.0}
+    assert sums == {
+        "accuracy": 2.0,
+        "optimistic": 3.0,
+        "no_fire": 1.0,
+        "time": 16.0 + 48 + 64 + 32,
+        "fired/0": 5.0,
+    }
     output = model(Batch(X, Y))
     assert output.scores.argmax(1).tolist() == [0, 0, 2, 2]
     assert float(model.measures(output, Y)["accuracy"][0]) == 0.5
@@ -245,7 +277,11 @@ def test_answers_in_time() -> None:
     [
         ([Flatten()], {}, "expected a TimingLayer at the end, got Flatten"),
         ([], {}, "expected a TimingLayer at the end, got nothing"),
-        (None, {"loss": RelativeTargets(64.0)}, "a margin of 64 steps does not fit into a window of 64: lower the margin or lengthen"),
+        (
+            None,
+            {"loss": RelativeTargets(64.0)},
+            "a margin of 64 steps does not fit into a window of 64: lower the margin or lengthen",
+        ),
         (None, {"revive_below": 1.0}, "revive_below from 0 to below 1, got 1.0"),
         (None, {"revive_below": math.nan}, "revive_below from 0 to below 1"),
         (None, {"truncate": 5}, "no steps to truncate"),
@@ -331,7 +367,9 @@ def test_all_black_training_images_are_explained(mnist: Path, capsys: pytest.Cap
     shutil.rmtree("runs", ignore_errors=True)
 
 
-def test_the_recipe_of_the_command_line_is_the_same_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_of_the_command_line_is_the_same_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = content()
     recipe["trainer"]["max_epochs"] = 1
