@@ -29,7 +29,7 @@ PARTS = 8
 """Parts of the batch with a weight gradient of their own."""
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _events(times: Array, offsets: Array, stop: float, when: Array, which: Array, kind: Array) -> int:
     """Sort the events of one sample by time: by whole steps first, then inside each step. Returns how many there are."""
     buckets = int(np.ceil(stop)) + 1
@@ -62,11 +62,11 @@ def _events(times: Array, offsets: Array, stop: float, when: Array, which: Array
     return int(total)
 
 
-# Rows are named by the place where they begin. Places are unsigned: Numba checks a signed one for counting from the end, and a loop
-# with such a check is not turned into vector instructions.
+# Rows are named by the place where they begin. Places are unsigned: Numba checks a signed one for counting from the end, and a
+# loop with such a check is not turned into vector instructions.
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _count(slope: Array, offset: Array, begin: int, n: int, at: float, threshold: float) -> int:
     """Neurons at or above the threshold."""
     reached = 0
@@ -77,7 +77,7 @@ def _count(slope: Array, offset: Array, begin: int, n: int, at: float, threshold
     return reached
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _add(
     slope: Array, offset: Array, begin: int, n: int, weight: Array, row: int, a: float, q: float
 ) -> None:
@@ -87,7 +87,7 @@ def _add(
         offset[first + o] += q * weight[source + o]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _add_count(
     slope: Array,
     offset: Array,
@@ -111,7 +111,7 @@ def _add_count(
     return reached
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _crossing(s: float, k: float, since: float, threshold: float, discrete: bool) -> float:
     """When the line that began at ``since`` reaches the threshold, known that it does."""
     if s * since + k >= threshold:
@@ -181,7 +181,7 @@ def _fire_linear(
                     out_v[b, o] = slope[o] * stop + offset[o]
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _record(
     b: int,
     p: int,
@@ -357,7 +357,7 @@ def _fire_conv(
                         out_v[b, o, p] = slope[p * n_out + o] * stop + offset[p * n_out + o]
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _row(
     at: float,
     times: Array,
@@ -394,7 +394,7 @@ def _row(
             d[mine + r] += back[source + r] * (carry * slope if by_slope else carry) if e > zero else zero
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, fastmath=FAST)
 def _column(
     at: float,
     fired: Array,
@@ -501,7 +501,7 @@ def _back_conv(
 ) -> None:
     samples, channels, high, wide = times.shape
     kh, kw = kernel_size
-    high_out, wide_out = out_size
+    wide_out = out_size[1]
     n_out = fired.shape[1]
     places = fired.shape[2]
     per_group = n_out // groups

@@ -39,9 +39,7 @@ def _meet(
 
 
 @kernel(parallel=True)
-def _stand(
-    v: Array, start: Any, length: Any, threshold: Any, found: Array, out: Array, block: int
-) -> None:
+def _stand(v: Array, start: Any, length: Any, threshold: Any, found: Array, out: Array, block: int) -> None:
     n = v.shape[0]
     for part in prange((n + block - 1) // block):
         for i in range(np.uint64(part * block), np.uint64(min(n, (part + 1) * block))):

@@ -263,7 +263,7 @@ class _FirstSpike(torch.autograd.Function):
         else:
             fired = layer.charge(times, weight, potential=potential)
             ctx.save_for_backward(times, weight, fired.times, fired.slope)
-            result = tuple(fired)
+            result = (fired.times, fired.potential, fired.slope)
         ctx.mark_non_differentiable(result[1], result[2])
         return result
 

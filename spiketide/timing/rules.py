@@ -28,6 +28,9 @@ class Rule:
     ``"exact"``    ``a_ji``                        ``"exact"``    ``1 / r_j``, at most ``u slope_limit``
     ============== =============================== ============== =========================================
 
+    With :class:`.psp.Step`, inputs at the very time of the spike take part. With :class:`.psp.FixedSlope` all ``B`` and ``G`` are
+    divided by the threshold, and ``G`` is multiplied by the length of the window.
+
     Args:
         transfer: as above.
         slope: as above.
@@ -81,9 +84,9 @@ class STiDi(Rule):
         ParameterError: an unknown word; ``"exact"`` ones belong to :class:`SpikeProp`.
 
     Reference:
-        Mirsadeghi et al. 2021 (STiDi-BP; Neurocomputing 427) and arXiv:2108.13621. Their
-        constants are not public: transfer ``"weight"`` and slope ``"constant"`` are those of S4NN from the same group, ``"chord"`` is
-        our reading of "a linear approximation" of the derivative.
+        Mirsadeghi et al. 2021 (STiDi-BP; Neurocomputing 427) and arXiv:2108.13621. Their constants are not public: transfer
+        ``"weight"`` and slope ``"constant"`` are those of S4NN from the same group, ``"chord"`` is our reading of "a linear
+        approximation" of the derivative.
     """
 
     def __init__(

@@ -21,8 +21,8 @@ from spiketide.timing import (
     RelativeTargets,
     Rule,
     SpikeProp,
-    STiDi,
     Step,
+    STiDi,
     TimingConv2d,
     TimingLinear,
 )
@@ -288,7 +288,7 @@ def test_a_wish_to_fire_earlier_makes_a_neuron_fire_earlier(psp: PSP, slope: str
     times = some_times(True, 1, 9)
     before = layer(times)
     alive = torch.isfinite(before)
-    assert 3 <= alive.sum()
+    assert alive.sum() >= 3
     for sign in (1.0, -1.0):
         layer.zero_grad()
         layer(times).backward(torch.full((1, 8), sign, dtype=torch.float64))
@@ -378,7 +378,7 @@ def test_that_step_of_s4nn_in_plain_sums() -> None:
     torch.manual_seed(5)
     w = [torch.rand(20, 30).double() * 12, torch.rand(5, 20).double() * 30]
     t_in = torch.randint(0, 200, (30,)).tolist()
-    y, eta, gamma, theta, window = 2, 0.2, 3, 100.0, 256
+    y, gamma, theta, window = 2, 3, 100.0, 256
 
     def fire(weight: Tensor, before: list[int]) -> list[int]:
         out = []
