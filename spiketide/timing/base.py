@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError, ParameterError, ShapeError
-from ..kernels import fixed_slope
-from ..kernels.first_spike import Fired, Shape
+from ..kernels import first_spike, fixed_slope
+from ..kernels.first_spike import Fired, Terms, Window
 from .psp import PSP, FixedSlope, ReL, Step
 from .rules import Rule, STiDi
 
@@ -44,6 +44,8 @@ class TimingLayer(nn.Module, ABC):
 
     weight: nn.Parameter
     scale: Tensor
+    window: Window | None = None
+    """Where a convolution looks; ``None``: every input reaches every neuron."""
 
     def __init__(
         self,
@@ -146,22 +148,8 @@ class TimingLayer(nn.Module, ABC):
         """Refuse a wrong shape."""
 
     @abstractmethod
-    def charge(self, times: Tensor, weight: Tensor, *, potential: bool) -> Fired:
-        """First spikes with these weights."""
-
-    @abstractmethod
-    def settle(
-        self,
-        times: Tensor,
-        fired: Tensor,
-        update: Tensor,
-        carry: Tensor,
-        back: Tensor,
-        *,
-        by_slope: bool,
-        shape: Shape | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Both sums of the learning rule, with the layer's kernel or another: see :mod:`spiketide.kernels.first_spike`."""
+    def charge(self, times: Tensor, weight: Tensor, *, potential: bool, slope: bool = True) -> Fired:
+        """First spikes with these weights; potentials and slopes that are not wanted may come back empty."""
 
     @abstractmethod
     def mix(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -192,7 +180,8 @@ class TimingLayer(nn.Module, ABC):
                 "times.float()."
             )
         self.check(times)
-        if bool((~(times >= 0)).any()):
+        # NaN is less than anything here
+        if times.numel() and not float(times.detach().amin()) >= 0:
             bad = int((~(times >= 0)).sum())
             raise NonFiniteError(
                 f"{type(self).__name__} expected spike times from 0 on, or inf, got {bad} of {times.numel()} that are NaN or "
@@ -261,7 +250,8 @@ class _FirstSpike(torch.autograd.Function):
             slope = torch.full_like(at, layer.threshold / psp.length)
             result = (found, at, slope)
         else:
-            fired = layer.charge(times, weight, potential=potential)
+            wanted = potential or (any(ctx.needs_input_grad[:2]) and _terms(layer).steep)
+            fired = layer.charge(times, weight, potential=potential, slope=wanted)
             ctx.save_for_backward(times, weight, fired.times, fired.slope)
             result = (fired.times, fired.potential, fired.slope)
         ctx.mark_non_differentiable(result[1], result[2])
@@ -273,7 +263,7 @@ class _FirstSpike(torch.autograd.Function):
         rule = layer.rule
         wants_times, wants_weight = ctx.needs_input_grad[:2]
         back: Tensor
-        d: Tensor
+        d: Tensor | None
         if isinstance(layer.psp, FixedSlope):
             x, weight, found = ctx.saved_tensors
             # dt = -length / threshold dv, dx = -dt_in / length
@@ -291,44 +281,20 @@ class _FirstSpike(torch.autograd.Function):
                 dw = -layer.psp.length * dw
             if d is not None:
                 d = torch.where(x > 0, d, 0)
+                d = first_spike.even(grad, d) if rule.normalise else d
         else:
-            times, weight, found, r = ctx.saved_tensors
-            silent = torch.isinf(found)
-            at = torch.where(silent, layer.stop, found)
-            update = -grad * _steepness(rule, layer, found, r)
-            if rule.transfer in ("exact", "share"):
-                limit = rule.slope_limit * layer.psp.unit
-                inverse = torch.where(silent, 0, (1 / r.clamp(min=1e-30)).clamp(max=limit))
-                if rule.transfer == "exact":
-                    dw, d = layer.settle(times, at, update, grad * inverse, weight, by_slope=True)
-                else:
-                    dw, d = layer.settle(times, at, update, grad * inverse, weight, by_slope=True)
-                    total = _share(layer, times, at, inverse, weight.abs())
-                    d = torch.where(total > 0, d / total.clamp(min=1e-30), 0)
-            else:
-                back = (
-                    weight
-                    if rule.transfer == "weight"
-                    else torch.where(weight >= 0, 1.0, -1.0).to(weight.dtype)
-                )
-                dw, d = layer.settle(times, at, update, grad, back, by_slope=False)
-        if rule.normalise and wants_times and d is not None:
-            mine = grad.flatten(1).norm(dim=1)
-            theirs = d.flatten(1).norm(dim=1)
-            ratio = torch.where(theirs > 0, mine / theirs.clamp(min=1e-30), 0)
-            d = d * ratio.view(-1, *[1] * (d.dim() - 1))
+            times, weight, found, slope = ctx.saved_tensors
+            dw, d = first_spike.learn(
+                times,
+                Fired(found, found[:0], slope),
+                grad,
+                weight,
+                layer.psp.shape,
+                layer.window,
+                _terms(layer),
+                wants_times=wants_times,
+            )
         return (d if wants_times else None), (dw if wants_weight else None), None, None
-
-
-def _share(layer: TimingLayer, times: Tensor, at: Tensor, inverse: Tensor, size: Tensor) -> Tensor:
-    """``sum_j |a_ji|``: what the shares of an input are parts of."""
-    shape, none = layer.psp.shape, torch.zeros_like(inverse)
-    total = layer.settle(times, at, none, inverse, size, by_slope=True)[1]
-    if math.isinf(shape.fall):
-        return total
-    # the falling part counts in the sum with a minus
-    rising = layer.settle(times, at, none, inverse, size, by_slope=True, shape=Shape(shape.rise))[1]
-    return 2 * rising - total
 
 
 def _chord(found: Tensor, layer: TimingLayer) -> Tensor:
@@ -337,15 +303,6 @@ def _chord(found: Tensor, layer: TimingLayer) -> Tensor:
     return since / (2 * layer.psp.unit)
 
 
-def _steepness(rule: Rule, layer: TimingLayer, found: Tensor, r: Tensor) -> Tensor | float:
-    """``G``; that of ``"constant"`` where a neuron is silent."""
-    silent = torch.isinf(found)
-    if rule.slope == "constant":
-        return 1.0
-    if rule.slope == "chord":
-        return torch.where(silent, 1.0, _chord(found, layer))
-    unit = layer.psp.unit
-    inverse = (1 / (unit * r.clamp(min=1e-30))).clamp(max=rule.slope_limit)
-    if rule.slope == "exact":
-        inverse = inverse * unit
-    return torch.where(silent, 1.0, inverse)
+def _terms(layer: TimingLayer) -> Terms:
+    rule = layer.rule
+    return Terms(rule.slope, rule.transfer, rule.normalise, layer.psp.unit, rule.slope_limit, layer.stop)

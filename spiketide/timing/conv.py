@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..errors import ParameterError, ShapeError
 from ..kernels import first_spike
-from ..kernels.first_spike import Fired, Shape, Window
+from ..kernels.first_spike import Fired, Window
 from .base import TimingLayer
 
 
@@ -49,6 +49,8 @@ class TimingConv2d(TimingLayer):
     Reference:
         Mirsadeghi et al., arXiv:2108.13621 (R-CSNN); kernel and rule as in :class:`.linear.TimingLinear`.
     """
+
+    window: Window
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class TimingConv2d(TimingLayer):
                 f"got {tuple(times.shape[2:])}."
             )
 
-    def charge(self, times: Tensor, weight: Tensor, *, potential: bool) -> Fired:
+    def charge(self, times: Tensor, weight: Tensor, *, potential: bool, slope: bool = True) -> Fired:
         """See :func:`spiketide.kernels.first_spike.fire_conv`."""
         return first_spike.fire_conv(
             times,
@@ -104,22 +106,7 @@ class TimingConv2d(TimingLayer):
             stop=self.stop,
             exact=self.exact,
             potential=potential,
-        )
-
-    def settle(
-        self,
-        times: Tensor,
-        fired: Tensor,
-        update: Tensor,
-        carry: Tensor,
-        back: Tensor,
-        *,
-        by_slope: bool,
-        shape: Shape | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """See :func:`spiketide.kernels.first_spike.back_conv`."""
-        return first_spike.back_conv(
-            times, fired, update, carry, back, shape or self.psp.shape, self.window, by_slope=by_slope
+            slope=slope,
         )
 
     def mix(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..errors import ParameterError, ShapeError
 from ..kernels import first_spike
-from ..kernels.first_spike import Fired, Shape
+from ..kernels.first_spike import Fired
 from .base import TimingLayer
 
 
@@ -60,26 +60,17 @@ class TimingLinear(TimingLayer):
                 f"TimingLinear expected spike times (B, {self.n_in}), got {tuple(times.shape)}.{hint}"
             )
 
-    def charge(self, times: Tensor, weight: Tensor, *, potential: bool) -> Fired:
+    def charge(self, times: Tensor, weight: Tensor, *, potential: bool, slope: bool = True) -> Fired:
         """See :func:`spiketide.kernels.first_spike.fire_linear`."""
         return first_spike.fire_linear(
-            times, weight, self.psp.shape, threshold=self.threshold, stop=self.stop, exact=self.exact
-        )
-
-    def settle(
-        self,
-        times: Tensor,
-        fired: Tensor,
-        update: Tensor,
-        carry: Tensor,
-        back: Tensor,
-        *,
-        by_slope: bool,
-        shape: Shape | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """See :func:`spiketide.kernels.first_spike.back_linear`."""
-        return first_spike.back_linear(
-            times, fired, update, carry, back, shape or self.psp.shape, by_slope=by_slope
+            times,
+            weight,
+            self.psp.shape,
+            threshold=self.threshold,
+            stop=self.stop,
+            exact=self.exact,
+            potential=potential,
+            slope=slope,
         )
 
     def mix(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..errors import ParameterError, ShapeError
@@ -22,6 +24,27 @@ def _image(word: str, times: Tensor, size: int) -> None:
         raise ShapeError(
             f"{word} expected spike times (B, C, H, W) of {size} x {size} or more, got {tuple(times.shape)}."
         )
+
+
+class _Earliest(torch.autograd.Function):
+    """The compiled form for the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, times: Tensor, size: int) -> Tensor:
+        from ..kernels import first_spike_cpu
+
+        first = first_spike_cpu.pool(times, size)
+        ctx.save_for_backward(times, first)
+        ctx.size = size
+        return first
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        from ..kernels import first_spike_cpu
+
+        times, first = ctx.saved_tensors
+        return first_spike_cpu.pool_back(times, first, grad, ctx.size), None
 
 
 class EarliestPool2d(nn.Module):
@@ -54,7 +77,10 @@ class EarliestPool2d(nn.Module):
     def forward(self, times: Tensor) -> Tensor:
         """The earliest time of each window."""
         _image("EarliestPool2d", times, self.size)
-        return -F.max_pool2d(-times, self.size)
+        if times.device.type != "cpu" or times.dtype not in (torch.float32, torch.float64):
+            return -F.max_pool2d(-times, self.size)
+        first: Tensor = _Earliest.apply(times, self.size)
+        return first
 
     def extra_repr(self) -> str:
         """The size, as ``print`` shows it."""
