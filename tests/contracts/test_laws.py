@@ -204,6 +204,7 @@ def layer_classes() -> dict[str, type[Layer]]:
                 bases = {
                     base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "")
                     for base in node.bases
+                    if not ast.unparse(base).startswith("nn.")  # torch has a Sequential of its own
                 }
                 module = ".".join(("spiketide", *path.relative_to(root).with_suffix("").parts)).removesuffix(
                     ".__init__"

@@ -25,8 +25,10 @@ every = pytest.mark.parametrize("encoder", ALL, ids=lambda e: type(e).__name__)
 
 def test_every_class_is_covered() -> None:
     covered = {Ternary, *map(type, ALL)}
-    assert covered == set(Encoder.__subclasses__())
-    assert {getattr(encoders, cls.__name__) for cls in Encoder.__subclasses__()} == covered
+    # others of the package, as spiketide.timing.FirstSpikes, wrap a network and have tests of their own
+    here = {cls for cls in Encoder.__subclasses__() if cls.__module__.startswith("spiketide.encoders")}
+    assert covered == here
+    assert {getattr(encoders, cls.__name__) for cls in here} == covered
 
 
 @every
