@@ -11,6 +11,9 @@ from .compose import Residual as Residual
 from .compose import Sequential as Sequential
 from .compose import Substeps as Substeps
 from .diagnose import diagnose as diagnose
+from .lateral import Lateral as Lateral
+from .lateral import Normalized as Normalized
+from .lateral import NormalizedReadout as NormalizedReadout
 from .layer import Layer as Layer
 from .neurons import ALIF as ALIF
 from .neurons import IF as IF
@@ -21,6 +24,7 @@ from .neurons import CubaLIF as CubaLIF
 from .neurons import LeakyIntegrator as LeakyIntegrator
 from .neurons import Neuron as Neuron
 from .neurons import SEAdLIF as SEAdLIF
+from .neurons import NormalizedLIF as NormalizedLIF
 from .neurons import StepNeuron as StepNeuron
 from .norms import BatchNorm as BatchNorm
 from .norms import Dropout as Dropout
@@ -33,5 +37,8 @@ from .synapses import DelayedConv2d as DelayedConv2d
 from .synapses import DendriticDelay as DendriticDelay
 from .synapses import Dense as Dense
 from .synapses import SynapticDelay as SynapticDelay
+from .synapses import TemporalConv1d as TemporalConv1d
+from .synapses import TemporalConv2d as TemporalConv2d
+from .synapses import TemporalConv3d as TemporalConv3d
 from .types import Batch as Batch
 from .types import detach as detach

@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .errors import DataError, ParameterError, ShapeError, unknown
-from .probe import Records, neuron_rates
+from .probe import Records, neuron_rates, valid_steps
+from .shapes import silence_padding
 
 
 class CrossEntropy(nn.Module):
@@ -219,4 +221,22 @@ class Activity(Regulariser):
         self.by_depth = by_depth
 
     def _penalty(self, s: Tensor, lengths: Tensor | None, depth: float) -> Tensor:
-        return 0.5 * (depth if self.by_depth else 1.0) * neuron_rates(s.square(), lengths).mean()
+        valid = valid_steps(s, lengths)
+        if int(valid) == 0 or not s[0, 0].numel():
+            raise DataError(f"Activity expected at least one valid step, got spikes {tuple(s.shape)} without.")
+        squares: Tensor = _Squares.apply(silence_padding(s, lengths))  # type: ignore[no-untyped-call]
+        return 0.5 * (depth if self.by_depth else 1.0) * squares / (valid * s[0, 0].numel())
+
+
+class _Squares(torch.autograd.Function):
+    """The sum of squares, with a gradient in one pass over the spikes; torch's own takes six."""
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor) -> Tensor:
+        ctx.save_for_backward(s)
+        return torch.linalg.vector_norm(s).square()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (s,) = ctx.saved_tensors
+        return s * (2 * grad)

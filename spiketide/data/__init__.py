@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .arrays import ArrayData as ArrayData
     from .augment_sound import SpecAugment as SpecAugment
+    from .augment_sound import SpecWarp as SpecWarp
     from .augment_sound import WaveAugment as WaveAugment
     from .base import DataModule as DataModule
     from .base import Samples as Samples
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .features import DeltaMel as DeltaMel
     from .features import LogMel as LogMel
     from .fsdd import FSDD as FSDD
+    from .fsdd import FSDDClips as FSDDClips
     from .fsdd_spikes import SpikingFSDD as SpikingFSDD
     from .heidelberg import SHD as SHD
     from .heidelberg import SSC as SSC
@@ -49,6 +51,7 @@ _HOME = {
     "Digits": "digits",
     "EventFrames": "events",
     "FSDD": "fsdd",
+    "FSDDClips": "fsdd",
     "FashionMNIST": "mnist",
     "LogMel": "features",
     "MNIST": "mnist",
@@ -58,6 +61,7 @@ _HOME = {
     "SHD": "heidelberg",
     "SSC": "heidelberg",
     "SpecAugment": "augment_sound",
+    "SpecWarp": "augment_sound",
     "SpeechCommands": "speech_commands",
     "SpikeFile": "heidelberg",
     "SpikingFSDD": "fsdd_spikes",

@@ -182,6 +182,76 @@ class SpecAugment:
         return masks
 
 
+class SpecWarp:
+    """Frames stretched in time, moved in time, and stretched along their bands: other tempos, other vocal tracts.
+
+    .. code-block:: text
+
+        y[t, c, k] = x[middle + (t - middle - s) / f, c, k / g]     between frames and bands linear, outside zero
+
+        f  even from the range ``time`` (above 1: slower)
+        s  even from -shift to shift frames (not whole)
+        g  even from the range ``bands`` (above 1: everything at a higher frequency, as from a shorter vocal tract)
+
+    Each is drawn for a clip, all its channels alike.
+
+    Example:
+        >>> import numpy as np
+        >>> from spiketide.data import SpecWarp
+        >>> from spiketide.data.augment_sound import draws_for
+        >>> x = np.zeros((5, 4))
+        >>> x[2, 2] = 1.0
+        >>> SpecWarp(time=(1.0, 1.0), bands=(1.5, 1.5), shift=0)(x, 4, draws_for(0, 0, 0))[2].round(2).tolist()
+        [0.0, 0.0, 0.33, 1.0]
+
+    Args:
+        time: least and largest stretch of time.
+        bands: least and largest stretch of the bands.
+        shift: most frames to move by, to either side.
+
+    Raises:
+        ParameterError: factors that are not positive and in order, or a negative shift.
+
+    Reference:
+        N. Jaitly & G. E. Hinton 2013, "Vocal tract length perturbation" (there the warp of a mel axis is piecewise linear).
+    """
+
+    def __init__(self, *, time: Range = (0.85, 1.2), bands: Range = (0.88, 1.14), shift: float = 5.0) -> None:
+        for name, given in (("time", time), ("bands", bands)):
+            if not (len(given) == 2 and 0 < given[0] <= given[1] < math.inf):
+                raise ParameterError(
+                    f"SpecWarp expected {name} as two positive factors, the smaller first, for example (0.9, 1.1), got {given}."
+                )
+        if not (shift >= 0 and math.isfinite(shift)):
+            raise ParameterError(f"SpecWarp expected a shift of 0 or more frames, got {shift}.")
+        self.time, self.bands, self.shift = time, bands, float(shift)
+
+    def __call__(
+        self, frames: NDArray[np.floating[Any]], bands: int, draws: np.random.RandomState
+    ) -> NDArray[np.floating[Any]]:
+        """The warped frames.
+
+        Args:
+            frames: ``(T, *N)``; ``N`` is bands, or channels after channels of bands.
+            bands: bands of a channel.
+            draws: where the random numbers come from.
+        """
+        u, v, w = draws.random_sample(3)
+        middle = (len(frames) - 1) / 2
+        when = (
+            middle + (np.arange(len(frames)) - middle - self.shift * (2 * v - 1)) / _within(self.time, u)
+        )
+        where = np.arange(bands) / _within(self.bands, w)
+        x = frames.reshape(len(frames), -1)
+        x = (_between(when, len(frames)).astype(x.dtype) @ x).reshape(len(frames), -1, bands)
+        return (x @ _between(where, bands).T.astype(x.dtype)).reshape(frames.shape)
+
+
+def _between(places: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Linear interpolation as a matrix ``(n, size)``: at fractional places of ``size`` values, zero outside."""
+    return np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(size)))
+
+
 def moved(wave: NDArray[np.floating[Any]], by: int) -> NDArray[np.floating[Any]]:
     """The clip ``by`` samples later (earlier when negative), zeros where nothing came from.
 

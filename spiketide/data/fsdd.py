@@ -10,6 +10,7 @@ import wave
 import zipfile
 import zlib
 from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError, ParameterError, unknown
+from .augment import Change, Changing
+from .augment_sound import SpecAugment, SpecWarp, draws_for
 from .base import DataModule, Samples
 from .download import ENVIRONMENT, RemoteFile, fetch
-from .features import LogMel, cached, fingerprint
+from .features import DeltaMel, FrontEnd, LogMel, cached, fingerprint
 
 RATE = 8000
 """Samples a second of every recording."""
@@ -251,6 +254,149 @@ class FSDD(FSDDRecordings):
 
             self._frames = cached("fsdd", fingerprint(self.features.key(), contents), len(paths), compute)
         return self._frames
+
+
+class FSDDClips(FSDDRecordings, Changing):
+    """The recordings of :class:`FSDD` as clips of one length, by a front end of one's choice, and changed while training.
+
+    A recording stands in the middle of its clip, silence around it; of a longer one the middle is taken. The splits are those
+    of :class:`FSDD`. What is drawn for a sample is a function of ``seed``, the epoch and the number of the recording.
+
+    Example:
+        >>> from spiketide.data import FSDDClips, SpecAugment
+        >>> data = FSDDClips(clip_ms=800.0, spec_augment=SpecAugment(), held_out_speaker="theo")
+        >>> data.sample_shape, data.steps, data.dt
+        ((3, 40), 81, 10.0)
+
+    Shapes:
+        Batches ``x (T, B, *N)`` float32, ``T = steps``; ``y (B,)``; no lengths. With the default front end ``N = (3, 40)``.
+
+    Args:
+        held_out_speaker: test on this speaker; ``None``: the official split.
+        validation_speaker: validate on this speaker; ``None``: on a stratified share.
+        features: the front end, at 8 kHz; ``None``: :class:`~spiketide.data.features.DeltaMel` with the published sizes.
+        clip_ms: length of a clip (ms); 98 % of the recordings are shorter than 800.
+        warp: stretches in time and along the bands while training.
+        spec_augment: masks while training, after the stretches.
+        **common: see :class:`~spiketide.data.base.DataModule`.
+
+    Raises:
+        ParameterError: an unknown speaker, one speaker in two parts, or a clip shorter than a frame.
+        DataError: recordings missing, truncated or of another format, or librosa not installed.
+
+    Reference: as :class:`FSDD`.
+    """
+
+    def __init__(
+        self,
+        *,
+        held_out_speaker: str | None = None,
+        validation_speaker: str | None = None,
+        features: FrontEnd | None = None,
+        clip_ms: float = 1000.0,
+        warp: SpecWarp | None = None,
+        spec_augment: SpecAugment | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(held_out_speaker=held_out_speaker, validation_speaker=validation_speaker, **common)
+        self.features: FrontEnd = DeltaMel(sample_rate=RATE, flatten=False) if features is None else features
+        if not clip_ms >= self.features.hop_ms:
+            raise ParameterError(
+                f"FSDDClips expected clip_ms of {self.features.hop_ms} (one frame) or more, got {clip_ms!r}."
+            )
+        self.clip_ms, self.warp, self.spec_augment = float(clip_ms), warp, spec_augment
+        self._clips: NDArray[np.float32] | None = None
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """That of the front end."""
+        return self.features.shape
+
+    @property
+    def samples(self) -> int:
+        """Samples of a clip."""
+        return round(self.clip_ms * RATE / 1000)
+
+    @property
+    def steps(self) -> int:
+        """Frames of a clip."""
+        return self.features.frames(self.samples)
+
+    @property
+    def dt(self) -> float:
+        """Milliseconds from frame to frame."""
+        return self.features.hop_ms
+
+    def read(self, part: Literal["train", "test"]) -> Samples:
+        """Frames of one part ``(n, T, *N)``; ``ids`` are places in :attr:`recordings`."""
+        recordings = self.recordings
+        ids = torch.tensor([n for n, it in enumerate(recordings) if self._is_test(*it) == (part == "test")])
+        x = torch.from_numpy(self._all_frames())[ids]
+        return Samples(x, torch.tensor([recordings[n][0] for n in ids.tolist()]), ids)
+
+    def change(self) -> Change | None:
+        """Stretches and masks, where they are asked for."""
+        if self.warp is None and self.spec_augment is None:
+            return None
+        return _ChangedFrames(self.seed, self.features.bands, self.warp, self.spec_augment)
+
+    def _compute(self) -> object:
+        return self._all_frames()
+
+    def _all_frames(self) -> NDArray[np.float32]:
+        if self._clips is None:
+            paths, contents = self._contents()
+
+            def compute() -> list[NDArray[np.float32]]:
+                from tqdm.auto import tqdm
+
+                bar = tqdm(paths, desc="FSDD frames", unit=" recordings", disable=None, leave=False)
+                return [
+                    self.features(centred(decode_wav(raw, path), self.samples))
+                    for path, raw in zip(bar, contents, strict=True)
+                ]
+
+            key = fingerprint({**self.features.key(), "samples": self.samples, "place": "middle"}, contents)
+            frames = cached("fsdd-clips", key, len(paths), compute)
+            self._clips = np.stack(frames).reshape(len(frames), -1, *self.sample_shape)
+        return self._clips
+
+
+@dataclass(frozen=True)
+class _ChangedFrames:
+    """What is done to the frames of a training batch."""
+
+    seed: int
+    bands: int
+    warp: SpecWarp | None
+    masks: SpecAugment | None
+
+    def __call__(self, samples: Samples, rows: Tensor, epochs: NDArray[np.int64]) -> Tensor:
+        changed = []
+        for epoch, row in zip(epochs.tolist(), rows.tolist(), strict=True):
+            frames, number = samples.x[row].numpy(), int(samples.ids[row])
+            # streams of their own: masks do not move when frames are stretched too
+            if self.warp is not None:
+                frames = self.warp(frames, self.bands, draws_for(self.seed, epoch, number, 0))
+            if self.masks is not None:
+                frames = self.masks(frames, self.bands, draws_for(self.seed, epoch, number, 1))
+            changed.append(torch.from_numpy(np.asarray(frames, dtype=np.float32)))
+        return torch.stack(changed)
+
+
+def centred(wave: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
+    """The middle of a recording, or the recording in the middle of silence.
+
+    Example:
+        >>> import numpy as np
+        >>> from spiketide.data.fsdd import centred
+        >>> centred(np.ones(2, np.float32), 5).tolist(), centred(np.arange(5.0), 2).tolist()
+        ([0.0, 1.0, 1.0, 0.0, 0.0], [1.0, 2.0])
+    """
+    lack = samples - len(wave)
+    if lack < 0:
+        return wave[-lack // 2 : -lack // 2 + samples]
+    return np.pad(wave, (lack // 2, lack - lack // 2))
 
 
 def decode_wav(raw: bytes, path: Path) -> NDArray[np.float32]:

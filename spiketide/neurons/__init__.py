@@ -10,5 +10,6 @@ from .cuba_lif import CubaLIF as CubaLIF
 from .integrate_fire import IF as IF
 from .leaky_integrator import LeakyIntegrator as LeakyIntegrator
 from .lif import LIF as LIF
+from .normalized_lif import NormalizedLIF as NormalizedLIF
 from .resonate_fire import BalancedResonateFire as BalancedResonateFire
 from .se_adlif import SEAdLIF as SEAdLIF

@@ -43,6 +43,11 @@ def emitting(step: Callable[..., Any], position: int) -> Callable[..., Any]:
     return read
 
 
+def _channels_last(x: Tensor) -> bool:
+    """Whether the channels (axis 2) of ``(T, B, C, *S)`` are what lies side by side in memory, and not the last axis."""
+    return not x.is_contiguous() and x.movedim(2, -1).is_contiguous()
+
+
 def check_dt(dt: float) -> float:
     """``dt`` as a float if it is a positive time per step."""
     if not (isinstance(dt, Real) and math.isfinite(dt) and dt > 0):
@@ -386,30 +391,66 @@ class Neuron(Layer):
             state = expected
         else:
             check_state(self, state, expected)
-        if feedback is None:
-            y, end = scan_registered(
-                self._key,
-                x,
-                state,
-                self.coefs(),
-                engine=self.engine,
-                lengths=lengths,
-                checkpoint=self.checkpoint,
-            )
+        if len(self.shape) > 1 and (isinstance(feedback, Tensor) or (feedback is None and _channels_last(x))):
+            y, end = self._run_channels_last(x, state, lengths, feedback)
         else:
-            y, end = recurrent_scan_registered(
-                self._key,
-                x,
-                state[:-1],
-                self.coefs(),
-                feedback,
-                previous=state[-1],
-                engine=self.engine,
-                lengths=lengths,
-                checkpoint=self.checkpoint,
-            )
+            y, end = self._run(x, state, self.coefs(), lengths, feedback)
         self._check_finite(x, state, end, lengths)
         return y, end
+
+    def _run(
+        self,
+        x: Tensor,
+        state: State,
+        coefs: tuple[Any, ...],
+        lengths: Tensor | None,
+        feedback: Tensor | Callable[[Tensor], Tensor] | None,
+    ) -> tuple[Tensor, State]:
+        if feedback is None:
+            return scan_registered(
+                self._key, x, state, coefs, engine=self.engine, lengths=lengths, checkpoint=self.checkpoint
+            )
+        return recurrent_scan_registered(
+            self._key,
+            x,
+            state[:-1],
+            coefs,
+            feedback,
+            previous=state[-1],
+            engine=self.engine,
+            lengths=lengths,
+            checkpoint=self.checkpoint,
+        )
+
+    def _run_channels_last(
+        self, x: Tensor, state: State, lengths: Tensor | None, feedback: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """A feature map whose channels lie side by side in memory; with ``feedback (C, C)`` between them at each place.
+
+        Places then count as further samples of ``C`` neurons.
+        """
+        space, axes = self.shape[1:], len(self.shape)
+        coefs = tuple(
+            c.movedim(0, -1) if isinstance(c, Tensor) and c.dim() == axes else c for c in self.coefs()
+        )
+        x = x.movedim(2, -1)
+        state = tuple(s.movedim(1, -1) for s in state)
+        if feedback is None:
+            y, end = self._run(x, state, coefs, lengths, None)
+        else:
+            places = math.prod(space)
+            if any(isinstance(c, Tensor) and c.shape[:-1].numel() > 1 for c in coefs):
+                raise ParameterError(
+                    f"{type(self).__name__} with connections between the channels of a place expected constants that are the same "
+                    "at all places (one number, or one per channel), got one per neuron."
+                )
+            coefs = tuple(c.reshape(-1) if isinstance(c, Tensor) and c.dim() else c for c in coefs)
+            merged = tuple(s.reshape(-1, self.shape[0]) for s in state)
+            many = None if lengths is None else lengths.repeat_interleave(places)
+            y, end = self._run(x.reshape(x.shape[0], -1, self.shape[0]), merged, coefs, many, feedback)
+            y = y.unflatten(1, (x.shape[1], *space))
+            end = tuple(s.unflatten(0, (x.shape[1], *space)) for s in end)
+        return y.movedim(-1, 2), tuple(s.movedim(-1, 1) for s in end)
 
     def _check_finite(self, x: Tensor, begin: State, end: State, lengths: Tensor | None) -> None:
         # A NaN or an infinity that comes in stays in the state, so looking at the last state is enough and costs 1/T of looking

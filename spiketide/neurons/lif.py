@@ -89,6 +89,10 @@ class LIF(Neuron):
         """The step for this reset and input scaling."""
         return _step(self.reset, self.scale_input)
 
+    def membrane_decay(self) -> Any:
+        """What is left of the membrane after a step."""
+        return self.tau_mem.decay()
+
     def coefs(self) -> tuple[Any, ...]:
         """``(decay, threshold)``."""
         return self.tau_mem.decay(), self.threshold()

@@ -66,6 +66,7 @@ HEADER = """\
 import math
 import numpy as np
 from numba import njit, prange
+from spiketide.kernels.flush import flush_tiny, restore_tiny
 from spiketide.kernels.lines import prefetch_write
 from spiketide.scan.cpu_math import exp32, sigmoid32, sigmoid64, tanh32
 F32 = np.float32
@@ -256,12 +257,14 @@ def _backward_source(
         ],
         1,
     )
+    text += indent(["mode = flush_tiny()"], 2)
     text += indent(["lo = b * block", "hi = min(size, lo + block)", "for r in range(steps - 1):"], 2)
     now = rows(["gy", *stores], "t, o:e")
     before = [f"p{q}_ = z{q}[t - 1, o:e]" for q in range(len(plan.saved))] if plan.prior else []
     later = _tiled(fixed, [*now, *before], gx, _share_scalars(body.later, scalars), dtype)
     text += indent(["t = steps - 1 - r", *later], 3)
-    return text + indent(["t = 0", *_tiled(fixed, now, gx, _share_scalars(body.first, scalars), dtype)], 2)
+    first = _tiled(fixed, now, gx, _share_scalars(body.first, scalars), dtype)
+    return text + indent(["t = 0", *first, "restore_tiny(mode)"], 2)
 
 
 @functools.cache

@@ -238,6 +238,7 @@ def _backward_source(p: Program, plan: Plan, dtype: torch.dtype) -> str:
     )
     text += indent(
         [
+            "mode = flush_tiny()",
             "carry = np.zeros((ROWS, n), gy.dtype)",
             "carries = carry.reshape(ROWS * n)",
             "g = np.zeros((ROWS, n), gy.dtype)",
@@ -267,7 +268,7 @@ def _backward_source(p: Program, plan: Plan, dtype: torch.dtype) -> str:
         ["b = ROWS * u + i", "lo = b * n", "hi = lo + n", "c = carry[i] if l[b] > 0 else glast[lo:hi]"], 3
     )
     text += indent(["gfirst_ = gfirst[lo:hi]", "for j in range(n):", "    gfirst_[j] = c[j]"], 3)
-    return text
+    return text + indent(["restore_tiny(mode)"], 2)
 
 
 @functools.cache

@@ -13,3 +13,6 @@ from .delay_summary import LayerDelays as LayerDelays
 from .delay_summary import delay_statistics as delay_statistics
 from .delay_summary import plot_delays as plot_delays
 from .dense import Dense as Dense
+from .temporal_conv import TemporalConv1d as TemporalConv1d
+from .temporal_conv import TemporalConv2d as TemporalConv2d
+from .temporal_conv import TemporalConv3d as TemporalConv3d

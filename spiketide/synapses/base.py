@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ParameterError
@@ -28,6 +29,14 @@ class Synapse(Layer):
     @abstractmethod
     def check(self, x: Tensor, lengths: Tensor | None) -> None:
         """Refuse what this synapse cannot take."""
+
+    def rows(self) -> Tensor:
+        """What each output weighs, ``(n_out, K)``: for the norms of weights and the inner products between outputs.
+
+        Raises:
+            ParameterError: this synapse has no such form.
+        """
+        raise ParameterError(f"{type(self).__name__} does not say what its outputs weigh (it has no rows()).")
 
     @abstractmethod
     def apply_steps(self, x: Tensor) -> Tensor:
@@ -75,3 +84,29 @@ def per_axis(owner: str, name: str, value: object, axes: int, least: int) -> tup
             + f", got {value!r}."
         )
     return values
+
+
+def independent(rows: Tensor, groups: int) -> Tensor:
+    """Rows of a grouped synapse side by side: outputs of different groups see different inputs, so their inner product is 0.
+
+    Shapes:
+        ``(n_out, K)`` -> ``(n_out, groups K)``.
+    """
+    if groups == 1:
+        return rows
+    return torch.block_diag(*rows.chunk(groups))
+
+
+def last_frames(before: Tensor, x: Tensor, lengths: Tensor | None, kept: int) -> Tensor:
+    """The last ``kept`` frames of each sample, ``before`` and the sequence together.
+
+    Shapes:
+        ``before (kept, B, *N)``, ``x (T, B, *N)`` -> ``(B, kept, *N)``.
+    """
+    steps = x.shape[0]
+    if lengths is None:
+        frames = x if steps >= kept else torch.cat([before, x])
+        return frames[frames.shape[0] - kept :].transpose(0, 1)
+    frames = torch.cat([before, x]).transpose(0, 1)
+    samples = torch.arange(frames.shape[0], device=frames.device).unsqueeze(1)
+    return frames[samples, lengths.to(frames.device).unsqueeze(1) + torch.arange(kept, device=frames.device)]

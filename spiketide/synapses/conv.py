@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ..errors import ParameterError, ShapeError
 from ..layer import check_lengths
-from .base import Synapse, per_axis, positive, uniform_
+from .base import Synapse, independent, per_axis, positive, uniform_
 
 
 class _Conv(Synapse):
@@ -56,6 +56,10 @@ class _Conv(Synapse):
         uniform_(self.weight, fan_in)
         if self.bias is not None:
             uniform_(self.bias, fan_in)
+
+    def rows(self) -> Tensor:
+        """What each output channel weighs ``(c_out, K)``."""
+        return independent(self.weight.flatten(1), self.groups)
 
     def output_size(self, *size: int) -> tuple[int, ...]:
         """The spatial size that comes out for one that goes in; below one where the kernel does not fit."""

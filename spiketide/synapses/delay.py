@@ -455,6 +455,10 @@ class SynapticDelay(_Delayed):
             kernel = kernels.scatter(*self.delays.few(weight, taps), self.delays.places)
         return kernel.flip(0).permute(1, 2, 0)
 
+    def rows(self) -> Tensor:
+        """The kernels, all lags ``(n_out, n_in (max_delay + 1))``."""
+        return self.kernel().flatten(1)
+
     def run(self, frames: Tensor, silent: tuple[int, int]) -> Tensor:
         """Project by the cheapest of the ways; which, changes nothing but rounding."""
         weight, delays = self.effective_weight().to(frames.dtype), self.delays
@@ -706,6 +710,10 @@ class DelayedConv2d(_Delayed):
                     f"DelayedConv2d expected images of at least {self.kernel_size} with padding {self.padding}, got "
                     f"{tuple(x.shape[3:])}."
                 )
+
+    def rows(self) -> Tensor:
+        """The kernels, all lags and places ``(c_out, c_in (max_delay + 1) kh kw)``."""
+        return self.delays.whole(self.weight).movedim(0, -1).flatten(1)
 
     def run(self, frames: Tensor, silent: tuple[int, int]) -> Tensor:
         """One convolution over lags and space."""

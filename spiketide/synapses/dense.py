@@ -89,6 +89,10 @@ class Dense(Synapse):
         if self.bias is not None:
             uniform_(self.bias, self.n_in) if draw is None else nn.init.zeros_(self.bias)
 
+    def rows(self) -> Tensor:
+        """The weights into each output ``(n_out, n_in)``."""
+        return self.weight
+
     def check(self, x: Tensor, lengths: Tensor | None) -> None:
         """Refuse anything but ``(T, B, n_in)``."""
         check_input(self, x, (self.n_in,), lengths)

@@ -54,9 +54,11 @@ class Schedule(lr_scheduler.LRScheduler):
         step_every: steps between two factors of ``"step"``.
         step_factor: of ``"step"``.
         cycle_momentum: ``"onecycle"`` groups also cycle their first beta (``momentum`` for SGD).
+        warmup: first steps, in which the rate rises evenly from ``1 / warmup`` of itself; the shape begins behind them. Not for
+            ``"onecycle"``, which has a rise of its own.
 
     Raises:
-        ParameterError: an unknown kind.
+        ParameterError: an unknown kind, or a warm-up of one that has its own.
     """
 
     def __init__(
@@ -68,23 +70,31 @@ class Schedule(lr_scheduler.LRScheduler):
         step_every: int = 1,
         step_factor: float = 0.5,
         cycle_momentum: bool = False,
+        warmup: int = 0,
     ) -> None:
         for kind in kinds:
             if kind not in SCHEDULES:
                 raise ParameterError(unknown("schedule", kind, SCHEDULES))
+        if warmup and "onecycle" in kinds:
+            raise ParameterError(
+                "a one-cycle schedule begins with a rise of its own: leave the warm-up at 0, or take another schedule."
+            )
         if len(kinds) != len(optimizer.param_groups):
             raise ParameterError(
                 f"Schedule expected a kind for each of {len(optimizer.param_groups)} groups, got {len(kinds)}."
             )
         self.kinds, self.total = list(kinds), max(1, int(total))
         self.step_every, self.step_factor = max(1, int(step_every)), float(step_factor)
-        self.cycle_momentum = bool(cycle_momentum)
+        self.cycle_momentum, self.warmup = bool(cycle_momentum), max(0, int(warmup))
         super().__init__(optimizer)
 
     def factor(self, kind: str, step: int) -> float:
         """What the rate of a group is multiplied by at a step."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        step, total = step - self.warmup, max(1, self.total - self.warmup)
         if kind == "cosine":
-            return (1 + math.cos(math.pi * min(step, self.total) / self.total)) / 2
+            return (1 + math.cos(math.pi * min(step, total) / total)) / 2
         if kind == "onecycle":
             return onecycle(min(step, self.total), self.total + 1)[0]
         return self.step_factor ** (step // self.step_every) if kind == "step" else 1.0

@@ -28,7 +28,7 @@ log = logging.getLogger("spiketide")
 OVERFLOWS = 10
 """Steps in a row without a finite gradient after which a run has diverged."""
 
-OPTIMIZERS = ("adam", "adamw", "adamax", "sgd")
+OPTIMIZERS = ("adam", "adamw", "adamax", "radam", "sgd")
 
 
 class Output(NamedTuple):
@@ -73,7 +73,8 @@ class Task(L.LightningModule, ABC):
         network: A layer, or a list of modules, which become a :class:`spiketide.compose.Sequential`.
         encoder: Gives static data its time axis; ``None`` for data that has one.
         regularisers: Penalties on the spikes, added to the loss.
-        optimizer: ``"adam"``, ``"adamw"``, ``"adamax"`` or ``"sgd"``.
+        optimizer: ``"adam"``, ``"adamw"``, ``"adamax"``, ``"radam"`` (its weight decay apart from the gradient, as AdamW's) or
+            ``"sgd"``.
         lr: Learning rate of the weights.
         lr_time_constants: Factor on ``lr`` for time constants.
         lr_thresholds: Factor on ``lr`` for thresholds.
@@ -88,6 +89,8 @@ class Task(L.LightningModule, ABC):
         delay_anneal: Narrows the widths of learnt delays epoch by epoch; ``None``: they stay.
         step_every: Epochs.
         step_factor: Factor on the learning rate.
+        warmup: Epochs (also parts of one) in which the rate rises evenly to its peak, before the schedule begins; not with
+            ``"onecycle"``.
         clip: Clip the gradient by ``"norm"`` over all parameters or by ``"value"`` of each entry, or not.
         clip_at: The largest norm or value.
         truncate: Truncated back-propagation through time: the sequence is run in windows of so many steps, with an
@@ -110,7 +113,7 @@ class Task(L.LightningModule, ABC):
         *,
         encoder: Encoder | None = None,
         regularisers: list[Regulariser] | None = None,
-        optimizer: Literal["adam", "adamw", "adamax", "sgd"] = "adamw",
+        optimizer: Literal["adam", "adamw", "adamax", "radam", "sgd"] = "adamw",
         lr: float = 1e-3,
         lr_time_constants: float = 1.0,
         lr_thresholds: float = 1.0,
@@ -123,6 +126,7 @@ class Task(L.LightningModule, ABC):
         delay_anneal: DelayAnneal | None = None,
         step_every: int = 20,
         step_factor: float = 0.5,
+        warmup: float = 0.0,
         clip: Literal["norm", "value"] | None = None,
         clip_at: float = 1.0,
         truncate: int | None = None,
@@ -149,6 +153,11 @@ class Task(L.LightningModule, ABC):
             isinstance(truncate, bool) or not isinstance(truncate, int) or truncate < 1
         ):
             raise ParameterError(f"{word} expected truncate of 1 or more steps, or None, got {truncate!r}.")
+        if not (warmup >= 0 and math.isfinite(warmup)):
+            raise ParameterError(f"{word} expected warmup of 0 or more epochs, got {warmup!r}.")
+        if warmup and "onecycle" in (schedule, schedule_delays):
+            raise ParameterError(f'{word} expected warmup=0 with schedule="onecycle", which has a rise of its own.')
+        self.warmup = float(warmup)
         self.network = Sequential(*network) if isinstance(network, list) else network
         self.encoder = encoder
         self.regularisers = nn.ModuleList(regularisers or [])
@@ -343,10 +352,12 @@ class Task(L.LightningModule, ABC):
             optimizer = torch.optim.Adam(groups, betas=self.betas)
         elif self.optimizer == "adamax":
             optimizer = torch.optim.Adamax(groups, betas=self.betas)
+        elif self.optimizer == "radam":
+            optimizer = torch.optim.RAdam(groups, betas=self.betas, decoupled_weight_decay=True)
         else:
             optimizer = torch.optim.AdamW(groups, betas=self.betas)
         kinds = [self.schedule_delays if group["name"] == "delays" else self.schedule for group in groups]
-        if set(kinds) == {"constant"}:
+        if set(kinds) == {"constant"} and not self.warmup:
             return optimizer
         total = int(self.trainer.estimated_stepping_batches)
         epoch = max(1, total // max(1, self.trainer.max_epochs or 1))
@@ -357,6 +368,7 @@ class Task(L.LightningModule, ABC):
             step_every=self.step_every * epoch,
             step_factor=self.step_factor,
             cycle_momentum=self.cycle_momentum,
+            warmup=round(self.warmup * epoch),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
