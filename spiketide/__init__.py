@@ -23,8 +23,8 @@ from .neurons import BalancedResonateFire as BalancedResonateFire
 from .neurons import CubaLIF as CubaLIF
 from .neurons import LeakyIntegrator as LeakyIntegrator
 from .neurons import Neuron as Neuron
-from .neurons import SEAdLIF as SEAdLIF
 from .neurons import NormalizedLIF as NormalizedLIF
+from .neurons import SEAdLIF as SEAdLIF
 from .neurons import StepNeuron as StepNeuron
 from .norms import BatchNorm as BatchNorm
 from .norms import Dropout as Dropout

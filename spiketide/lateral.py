@@ -35,16 +35,27 @@ class _Owned(Layer):
         synapse.rows()  # one that has none says so now
         self.synapse = synapse
 
-    def _project(
-        self, x: Tensor, state: State | None, lengths: Tensor | None, scale: Tensor
-    ) -> tuple[Tensor, State]:
-        """What the synapse gives with all weights into an output times its ``scale``; ``(n_out,)``, or one number."""
+    def prepared(self) -> tuple[dict[str, Tensor], Tensor | None]:
+        """What a forward works out of the parameters alone: the synapse's scaled parameters, and the feedback between neurons.
+
+        For who calls step by step with the same parameters (``Streamer``), to work it out once.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs prepared().")
+
+    def _scaled(self, scale: Tensor) -> dict[str, Tensor]:
+        """The synapse's parameters, all weights into an output times its ``scale``; ``(n_out,)``, or one number."""
         scaled = {}
         for name in ("weight", "bias"):
-            value = getattr(self.synapse, name)
+            value = getattr(self.synapse, name, None)
             if value is not None:
                 one = scale.reshape(-1, *(1,) * (value.dim() - 1)) if scale.dim() else scale
                 scaled[name] = value * one.to(value.dtype)
+        return scaled
+
+    def _project(
+        self, x: Tensor, state: State | None, lengths: Tensor | None, scaled: dict[str, Tensor]
+    ) -> tuple[Tensor, State]:
+        """What the synapse gives with these parameters."""
         result: tuple[Tensor, State] = functional_call(self.synapse, scaled, (x, state), {"lengths": lengths})
         return result
 
@@ -123,28 +134,31 @@ class Normalized(_Owned):
         self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Project and run the neurons."""
-        return self._run(x, state, lengths, 1.0 / (_norms(self.synapse.rows()) + EPSILON), None)
-
-    def _run(
-        self, x: Tensor, state: State | None, lengths: Tensor | None, scale: Tensor, feedback: Tensor | None
-    ) -> tuple[Tensor, State]:
         before, inner = self._parts(state)
+        scaled, feedback = self.prepared()
         options: dict[str, Any] = {}
         if isinstance(self.neuron, NormalizedLIF):
-            scale, options = self._gain() * scale, {"scaled": True}
-        drive, after = self._project(x, before, lengths, scale)
+            options = {
+                "coefs": (*self.neuron.coefs()[:2], 1.0)
+            }  # the gain is in the weights, where it costs nothing
+        drive, after = self._project(x, before, lengths, scaled)
         if feedback is not None:
             options["feedback"] = feedback
         y, end = self.neuron(drive, inner, lengths=self.synapse.lengths_after(lengths), **options)
         return y, (after, end)
 
+    def prepared(self) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The weights over their squared norm, times the neuron's gain; no feedback."""
+        return self._scaled(self._gain() * (1.0 / (_norms(self.synapse.rows()) + EPSILON))), None
+
     def _gain(self) -> Any:
+        if not isinstance(self.neuron, NormalizedLIF):
+            return 1.0
         # a decay of each neuron cannot go into the weights of a channel
-        assert isinstance(self.neuron, NormalizedLIF)
         gain = self.neuron.gain()
         if isinstance(gain, Tensor) and gain.shape[1:].numel() > 1:
             raise ParameterError(
-                "NormalizedLIF behind a convolution expected one decay for the layer or for each channel, got one for each neuron."
+                "NormalizedLIF behind a convolution expected one decay for the layer or for each channel, got one a neuron."
             )
         return _flat(gain)
 
@@ -156,8 +170,8 @@ class Lateral(Normalized):
         \tilde D_{ja} = \frac{w_j \cdot w_a}{|w_j|^2 + 10^{-8}}
 
     With ``D = W W^T`` of the synapse's own weights, ``|w_j|^2 v_j = w_j · (y - z)`` exactly, where ``y`` is the moving average of
-    the input and ``z[t] = \beta (z[t-1] + W^T s[t-1])`` what the spikes say of it: a neuron fires when the error along its weights
-    exceeds its threshold, and its spike takes that error from all. That is send-on-delta in as many dimensions as there are
+    the input and ``z[t] = \beta (z[t-1] + W^T s[t-1])`` what the spikes say of it: a neuron fires when the error along its
+    weights exceeds its threshold, and its spike takes that error from all. That is send-on-delta in as many dimensions as there are
     inputs (see the tutorial ``send_on_delta``). Of a convolution, the connections are between the channels at one place, with all
     taps in the inner products. In the scan, one fused loop; the gradient goes through ``D``.
 
@@ -201,8 +215,8 @@ class Lateral(Normalized):
             )
         if not hasattr(neuron, "membrane_decay") or getattr(neuron, "scale_input", False):
             raise ParameterError(
-                f"Lateral expected a NormalizedLIF, or a LIF with scale_input=False, got {type(neuron).__name__}: what a spike takes "
-                "off has to leak as the membrane does."
+                f"Lateral expected a NormalizedLIF, or a LIF with scale_input=False, got {type(neuron).__name__}: what a spike "
+                "takes off has to leak as the membrane does."
             )
         self.connections, self.normalized = connections, bool(normalized)
         if connections == "free":
@@ -223,16 +237,14 @@ class Lateral(Normalized):
         """What the spike of a channel (column) takes off a channel (row), before the leak ``(C, C)``."""
         return self.weight if self.connections == "free" else self._gram(self.synapse.rows())
 
-    def forward(
-        self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """Project and run the recurrence."""
+    def prepared(self) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The weights over their squared norm, times the neuron's gain; what the spikes take off."""
         rows = self.synapse.rows()
         scale = 1.0 / (_norms(rows) + EPSILON) if self.normalized else rows.new_ones(())
         taken = self.weight if self.connections == "free" else self._gram(rows)
         decay = _flat(self.neuron.membrane_decay())  # type: ignore[operator]
         feedback = -taken * (decay.unsqueeze(1) if isinstance(decay, Tensor) and decay.dim() else decay)
-        return self._run(x, state, lengths, scale, feedback)
+        return self._scaled(self._gain() * scale), feedback
 
     def extra_repr(self) -> str:
         """What the connections are."""
@@ -257,8 +269,8 @@ class NormalizedReadout(_Owned):
         (2, 10)
 
     Shapes:
-        ``x (T, B, *N_in)`` -> ``y (T', B, n)``, zero past a sample's end; state ``(synapse, membrane)``, the second ``()`` without a
-        decay.
+        ``x (T, B, *N_in)`` -> ``y (T', B, n)``, zero past a sample's end; state ``(synapse, membrane)``, the second
+        ``()`` without a decay.
 
     Args:
         synapse: as :class:`Normalized`, with a flat output.
@@ -273,7 +285,12 @@ class NormalizedReadout(_Owned):
     """
 
     def __init__(
-        self, synapse: Synapse, *, decay: Value | None = None, threshold: Value = 1.0, learn_decay: bool = True
+        self,
+        synapse: Synapse,
+        *,
+        decay: Value | None = None,
+        threshold: Value = 1.0,
+        learn_decay: bool = True,
     ) -> None:
         super().__init__(synapse)
         self.membrane: NormalizedLIF | None = None
@@ -288,18 +305,21 @@ class NormalizedReadout(_Owned):
         """``None`` leaves."""
         return (None, None)
 
+    def prepared(self) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The weights over their squared norm, times the membrane's gain; no feedback."""
+        scale = 1.0 / (_norms(self.synapse.rows()) + EPSILON)
+        if self.membrane is not None:
+            scale = scale * _flat(self.membrane.gain())
+        return self._scaled(scale), None
+
     def forward(
         self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Project, average, and take the threshold off."""
         before, inner = self._parts(state)
-        scale = 1.0 / (_norms(self.synapse.rows()) + EPSILON)
-        if self.membrane is not None:
-            scale = scale * _flat(self.membrane.gain())
-        y, after = self._project(x, before, lengths, scale)
+        y, after = self._project(x, before, lengths, self.prepared()[0])
         lengths, end = self.synapse.lengths_after(lengths), ()
         if self.membrane is not None:
-            y, end = self.membrane(y, inner, lengths=lengths, scaled=True)
-
+            y, end = self.membrane(y, inner, lengths=lengths, coefs=(*self.membrane.coefs()[:2], 1.0))
 
         return silence_padding(y - self.threshold().to(y.dtype), lengths), (after, end)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .errors import DataError, ParameterError, ShapeError, unknown
-from .probe import Records, neuron_rates, valid_steps
+from .probe import Records, check_valid, neuron_rates, valid_steps
 from .shapes import silence_padding
 
 
@@ -221,11 +221,9 @@ class Activity(Regulariser):
         self.by_depth = by_depth
 
     def _penalty(self, s: Tensor, lengths: Tensor | None, depth: float) -> Tensor:
-        valid = valid_steps(s, lengths)
-        if int(valid) == 0 or not s[0, 0].numel():
-            raise DataError(f"Activity expected at least one valid step, got spikes {tuple(s.shape)} without.")
-        squares: Tensor = _Squares.apply(silence_padding(s, lengths))  # type: ignore[no-untyped-call]
-        return 0.5 * (depth if self.by_depth else 1.0) * squares / (valid * s[0, 0].numel())
+        check_valid(s, lengths)
+        squares: Tensor = _Squares.apply(silence_padding(s, lengths))
+        return 0.5 * (depth if self.by_depth else 1.0) * squares / (valid_steps(s, lengths) * s[0, 0].numel())
 
 
 class _Squares(torch.autograd.Function):
@@ -237,6 +235,6 @@ class _Squares(torch.autograd.Function):
         return torch.linalg.vector_norm(s).square()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (s,) = ctx.saved_tensors
         return s * (2 * grad)

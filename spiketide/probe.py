@@ -210,6 +210,17 @@ def neuron_rates(spikes: Tensor, lengths: Tensor | None = None) -> Tensor:
         ShapeError: lengths that do not fit.
         DataError: no valid step at all.
     """
+    valid = check_valid(spikes, lengths)
+    return spikes.mean((0, 1)) if lengths is None else silence_padding(spikes, lengths).sum((0, 1)) / valid
+
+
+def check_valid(spikes: Tensor, lengths: Tensor | None) -> int:
+    """The number of valid steps of all samples, of which a rate can be taken.
+
+    Raises:
+        ShapeError: lengths that do not fit.
+        DataError: no valid step at all.
+    """
     if spikes.dim() < 2:
         raise ShapeError(f"firing rates expected spikes (T, B, *N), got {tuple(spikes.shape)}.")
     if lengths is not None:
@@ -219,7 +230,7 @@ def neuron_rates(spikes: Tensor, lengths: Tensor | None = None) -> Tensor:
         raise DataError(f"firing rates expected at least one step, got spikes {tuple(spikes.shape)}.")
     if valid == 0:
         raise DataError("firing rates expected at least one valid step, got lengths that are all 0.")
-    return spikes.mean((0, 1)) if lengths is None else silence_padding(spikes, lengths).sum((0, 1)) / valid
+    return valid
 
 
 class Activity(NamedTuple):

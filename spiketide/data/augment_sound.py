@@ -238,9 +238,7 @@ class SpecWarp:
         """
         u, v, w = draws.random_sample(3)
         middle = (len(frames) - 1) / 2
-        when = (
-            middle + (np.arange(len(frames)) - middle - self.shift * (2 * v - 1)) / _within(self.time, u)
-        )
+        when = middle + (np.arange(len(frames)) - middle - self.shift * (2 * v - 1)) / _within(self.time, u)
         where = np.arange(bands) / _within(self.bands, w)
         x = frames.reshape(len(frames), -1)
         x = (_between(when, len(frames)).astype(x.dtype) @ x).reshape(len(frames), -1, bands)

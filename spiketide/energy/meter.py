@@ -14,14 +14,16 @@ from torch.func import functional_call
 from ..baselines import _Classical
 from ..compose import Bidirectional, Framewise, Recurrent, Sequential
 from ..errors import EngineError, ParameterError
+from ..lateral import Lateral, Normalized
 from ..layer import Layer, parameter_roles
 from ..neurons.base import Neuron
 from ..norms import BatchNorm, Dropout
 from ..shapes import silence_padding
 from ..synapses.base import Synapse
 from ..synapses.delay import _ChannelDelay, _Delayed
+from ..synapses.temporal_conv import _TemporalConv
 from .formulas import paper_counts
-from .operations import connections
+from .operations import connections, lateral_connections
 from .step import StepOperations, step_operations
 
 FREE_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
@@ -280,6 +282,8 @@ class _Meter:
             if isinstance(module, Recurrent):
                 yield module.register_forward_pre_hook(self._enter)
                 hook = self._recurrent
+            elif isinstance(module, Lateral):
+                hook = self._lateral
             elif isinstance(module, Synapse):
                 inside |= set(module.modules())
                 hook = self._synapse
@@ -296,7 +300,7 @@ class _Meter:
             elif isinstance(module, Bidirectional):
                 yield module.ahead.register_forward_pre_hook(self._fork)
                 yield module.back.register_forward_pre_hook(self._join)
-            elif not isinstance(module, (Sequential, Dropout)) and isinstance(module, Layer):
+            elif not isinstance(module, (Sequential, Dropout, Normalized)) and isinstance(module, Layer):
                 weights = any(True for _ in module.parameters(recurse=False))
                 if weights:
                     self._leave_out(module, "a layer of its own kind; its parameters are in no count")
@@ -344,6 +348,20 @@ class _Meter:
         with torch.no_grad():
             module.synapse(fed_back, None if state is None else state[1] or None, lengths=lengths)
 
+    def _lateral(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """The connections between the channels of a place; the synapse and the neurons inside have hooks of their own."""
+        if self.silent:
+            return
+        y, channels = output[0].detach(), module.neuron.shape[0]
+        lengths = module.lengths_after(kwargs.get("lengths"))
+        name = f"{self.names[module]}.lateral"
+        row = self.counts.layers.setdefault(name, LayerCounts(name, "Lateral", "synapse"))
+        row.effective += lateral_connections(y, lengths)
+        row.dense += _valid(y, lengths) * y.shape[2:].numel() * channels
+        self._from_outside(row, y, y)
+        # the matrix of a place, even where it follows from the synapse's weights: hardware keeps it
+        row.words = channels * channels
+
     def _row(self, module: nn.Module, role: str, kind: str | None = None) -> LayerCounts:
         name = self.names[module]
         made = LayerCounts(name, kind or type(module).__name__, role)
@@ -364,7 +382,7 @@ class _Meter:
         try:
             with torch.no_grad():
                 row.effective += connections(module, x, lengths, state or None)
-                if module.stateful:
+                if module.stateful or isinstance(module, _TemporalConv):
                     row.dense += connections(module, torch.ones_like(x), lengths)
                 else:
                     row.dense += self._dense(module, x) * _valid(x, lengths)
@@ -534,6 +552,8 @@ def _foldable(network: nn.Module) -> dict[nn.Module, bool]:
     """Layers right behind a weighted synapse, which can take their factors: layer -> whether that synapse has a bias."""
     found: dict[nn.Module, bool] = {}
     for group in network.modules():
+        if isinstance(group, Normalized):
+            found[group.neuron] = getattr(group.synapse, "bias", None) is not None
         if not isinstance(group, Sequential):
             continue
         front: bool | None = None

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..compose import Recurrent
+from ..lateral import Lateral
 from ..layer import parameter_roles
+from ..shapes import silence_padding
 from ..synapses.base import Synapse
 from ..types import State, map_state
 
@@ -68,11 +70,23 @@ def connections(
     return float(counts.sum(dtype=torch.float64))
 
 
+def lateral_connections(y: Tensor, lengths: Tensor | None) -> float:
+    """What spikes ``y (T, B, C, *S)`` use of connections between the channels of a place: each spike reaches all ``C``, a step
+    later, where its sample still has one."""
+    if not y.shape[0]:
+        return 0.0
+    spikes = silence_padding(y, lengths)
+    last = y.shape[0] - 1 if lengths is None else (lengths.to(y.device) - 1).clamp(min=0).long()
+    late = spikes[last, torch.arange(y.shape[1], device=y.device)]
+    return float(spikes.sum(dtype=torch.float64) - late.sum(dtype=torch.float64)) * y.shape[2]
+
+
 @contextmanager
 def count_operations(network: nn.Module) -> Iterator[Operations]:
     """Count the synaptic operations of every forward inside the block; ``samples`` is for the caller to set.
 
-    The feedback of a :class:`spiketide.compose.Recurrent` is counted from its spikes, one step later.
+    The feedback of a :class:`spiketide.compose.Recurrent` and the connections of a :class:`spiketide.Lateral` are counted from
+    their spikes, one step later.
     """
     total = Operations()
     handles = []
@@ -106,8 +120,22 @@ def count_operations(network: nn.Module) -> Iterator[Operations]:
 
         return hook
 
+    def lateral_hook(name: str) -> Any:
+        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            if counting:
+                return
+            y, lengths = output[0].detach(), module.lengths_after(kwargs.get("lengths"))
+            places = y.shape[0] * y.shape[1] if lengths is None else int(lengths.sum())
+            total.sparse[name] = total.sparse.get(name, 0.0) + lateral_connections(y, lengths)
+            dense = float(places * y.shape[2:].numel() * y.shape[2])
+            total.dense[name] = total.dense.get(name, 0.0) + dense
+
+        return hook
+
     inside: set[nn.Module] = set()
     for name, module in network.named_modules():
+        if isinstance(module, Lateral):
+            handles.append(module.register_forward_hook(lateral_hook(f"{name}.lateral"), with_kwargs=True))
         if isinstance(module, Recurrent):
             inside |= set(module.synapse.modules())
             handles.append(module.register_forward_hook(feedback_hook(f"{name}.synapse"), with_kwargs=True))

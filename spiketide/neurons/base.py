@@ -380,8 +380,13 @@ class Neuron(Layer):
         *,
         lengths: Tensor | None = None,
         feedback: Tensor | Callable[[Tensor], Tensor] | None = None,
+        coefs: tuple[Any, ...] | None = None,
     ) -> tuple[Tensor, State]:
-        """Run ``T`` steps; ``feedback`` is what :class:`spiketide.Recurrent` passes (the state then ends in the last outputs)."""
+        """Run ``T`` steps.
+
+        ``feedback`` is what :class:`spiketide.Recurrent` passes (the state then ends in the last outputs); a matrix ``(C, C)``
+        of a feature map connects the channels at each place. ``coefs`` stand in for :meth:`coefs`.
+        """
         check_input(self, x, self.shape, lengths)
         expected = self.initial_state(x)
         if feedback is not None:
@@ -391,10 +396,12 @@ class Neuron(Layer):
             state = expected
         else:
             check_state(self, state, expected)
+        if coefs is None:
+            coefs = self.coefs()
         if len(self.shape) > 1 and (isinstance(feedback, Tensor) or (feedback is None and _channels_last(x))):
-            y, end = self._run_channels_last(x, state, lengths, feedback)
+            y, end = self._run_channels_last(x, state, coefs, lengths, feedback)
         else:
-            y, end = self._run(x, state, self.coefs(), lengths, feedback)
+            y, end = self._run(x, state, coefs, lengths, feedback)
         self._check_finite(x, state, end, lengths)
         return y, end
 
@@ -423,16 +430,19 @@ class Neuron(Layer):
         )
 
     def _run_channels_last(
-        self, x: Tensor, state: State, lengths: Tensor | None, feedback: Tensor | None
+        self,
+        x: Tensor,
+        state: State,
+        coefs: tuple[Any, ...],
+        lengths: Tensor | None,
+        feedback: Tensor | None,
     ) -> tuple[Tensor, State]:
         """A feature map whose channels lie side by side in memory; with ``feedback (C, C)`` between them at each place.
 
         Places then count as further samples of ``C`` neurons.
         """
-        space, axes = self.shape[1:], len(self.shape)
-        coefs = tuple(
-            c.movedim(0, -1) if isinstance(c, Tensor) and c.dim() == axes else c for c in self.coefs()
-        )
+        space, axes, batch = self.shape[1:], len(self.shape), x.shape[1]
+        coefs = tuple(c.movedim(0, -1) if isinstance(c, Tensor) and c.dim() == axes else c for c in coefs)
         x = x.movedim(2, -1)
         state = tuple(s.movedim(1, -1) for s in state)
         if feedback is None:
@@ -441,15 +451,16 @@ class Neuron(Layer):
             places = math.prod(space)
             if any(isinstance(c, Tensor) and c.shape[:-1].numel() > 1 for c in coefs):
                 raise ParameterError(
-                    f"{type(self).__name__} with connections between the channels of a place expected constants that are the same "
-                    "at all places (one number, or one per channel), got one per neuron."
+                    f"{type(self).__name__} with connections between the channels of a place expected constants that are the "
+                    "same at all places (one number, or one per channel), got one per neuron."
                 )
             coefs = tuple(c.reshape(-1) if isinstance(c, Tensor) and c.dim() else c for c in coefs)
-            merged = tuple(s.reshape(-1, self.shape[0]) for s in state)
+            merged = tuple(s.reshape(batch * places, self.shape[0]) for s in state)
             many = None if lengths is None else lengths.repeat_interleave(places)
-            y, end = self._run(x.reshape(x.shape[0], -1, self.shape[0]), merged, coefs, many, feedback)
-            y = y.unflatten(1, (x.shape[1], *space))
-            end = tuple(s.unflatten(0, (x.shape[1], *space)) for s in end)
+            x = x.reshape(x.shape[0], merged[0].shape[0], self.shape[0])
+            y, end = self._run(x, merged, coefs, many, feedback)
+            y = y.unflatten(1, (batch, *space))
+            end = tuple(s.unflatten(0, (batch, *space)) for s in end)
         return y.movedim(-1, 2), tuple(s.movedim(-1, 1) for s in end)
 
     def _check_finite(self, x: Tensor, begin: State, end: State, lengths: Tensor | None) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..errors import ParameterError
 from ..init import Init
 from ..surrogate import Sigmoid, Surrogate, spike
-from ..types import State
 from .base import RESETS, Constant, Neuron, Size, Value, after_reset, check_choice
 
 SHARED = ("layer", "channel", "neuron")
@@ -20,8 +19,8 @@ SHARED = ("layer", "channel", "neuron")
 
 @functools.cache
 def _step(reset: str) -> Callable[..., Any]:
-    def step(x: Any, v: Any, decay: Any, threshold: Any) -> Any:
-        v = decay * v + x
+    def step(x: Any, v: Any, decay: Any, threshold: Any, gain: Any) -> Any:
+        v = decay * v + gain * x
         s = spike(v - threshold)
         return s, after_reset(reset, v, s, threshold)
 
@@ -65,8 +64,9 @@ class NormalizedLIF(Neuron):
         ParameterError: decay outside (0, 1), threshold <= 0, an unknown name, or a decay to learn without a leak.
 
     Reference: Zimmer, Pellegrini, Singh & Masquelier 2019 (notes, sections 1 and 2). There decay and threshold are clamped after
-        each step of the optimiser (0 and 1 included); here they are stored so that they cannot leave their range. NLIF is our
-        reading: with ``beta = 1`` their ``(1 - beta)`` would silence the input.
+        each step of the optimiser (0 and 1 included); here they are stored so that they cannot leave their range. The reset takes
+        the whole threshold, ``b (|w|^2 + 1e-8)``, there ``b |w|^2``. NLIF is our reading: with ``beta = 1`` their ``(1 - beta)``
+        would silence the input.
     """
 
     states = ("v",)
@@ -100,7 +100,9 @@ class NormalizedLIF(Neuron):
         chosen = self._learn(learn, ("decay", "threshold"))
         check_choice("decay_per", decay_per, SHARED)
         if not leaky and "decay" in chosen:
-            raise ParameterError("NormalizedLIF expected no decay to learn with leaky=False: there is no leak.")
+            raise ParameterError(
+                "NormalizedLIF expected no decay to learn with leaky=False: there is no leak."
+            )
         if leaky:
             shared = {
                 "layer": (1,) * len(self.shape),
@@ -120,37 +122,20 @@ class NormalizedLIF(Neuron):
 
     @property
     def step(self) -> Callable[..., Any]:  # type: ignore[override]
-        """The step for this reset; it takes the drive already times ``gain()``."""
+        """The step for this reset."""
         return _step(self.reset)
 
-    def membrane_decay(self) -> Tensor | float:
+    def membrane_decay(self) -> Tensor:
         """What is left of the membrane after a step."""
-        return self.decay() if self.leaky else 1.0
+        decay: Tensor = self.decay() if self.leaky else self.threshold().new_ones(())
+        return decay
 
-    def gain(self) -> Tensor | float:
+    def gain(self) -> Tensor:
         """What the drive is multiplied by: ``1 - decay``, or 1 without a leak."""
-        return 1.0 - self.decay() if self.leaky else 1.0
+        decay = self.membrane_decay()
+        return 1.0 - decay if self.leaky else decay
 
     def coefs(self) -> tuple[Any, ...]:
-        """``(decay, threshold)``."""
-        return self.membrane_decay(), self.threshold()
-
-    def forward(
-        self,
-        x: Tensor,
-        state: State | None = None,
-        *,
-        lengths: Tensor | None = None,
-        feedback: Tensor | Callable[[Tensor], Tensor] | None = None,
-        scaled: bool = False,
-    ) -> tuple[Tensor, State]:
-        """Run ``T`` steps; ``scaled``: the gain is in ``x`` and ``feedback`` already, put into the weights by who calls."""
-        if not scaled:
-            if feedback is not None:
-                inner, gain = feedback, self.gain()
-                if isinstance(inner, Tensor):
-                    feedback = inner * (gain.reshape(-1, 1) if isinstance(gain, Tensor) and gain.dim() else gain)
-                else:
-                    feedback = lambda s: inner(s) * gain  # noqa: E731
-            x = x * self.gain()
-        return super().forward(x, state, lengths=lengths, feedback=feedback)
+        """``(decay, threshold, gain)``."""
+        decay = self.membrane_decay()
+        return decay, self.threshold(), 1.0 - decay if self.leaky else decay

@@ -48,7 +48,9 @@ class _TemporalConv(Synapse):
             raise ParameterError(f"{name}: " + unknown("padding of time", padding, PADDINGS))
         self.padding = padding
         self.space_padding: tuple[int, ...] | str = (
-            space_padding if space_padding == "same" else per_axis(name, "space_padding", space_padding, self.axes, 0)
+            space_padding
+            if space_padding == "same"
+            else per_axis(name, "space_padding", space_padding, self.axes, 0)
         )
         self.groups = positive(name, "groups", groups)
         if c_in % groups or c_out % groups:
@@ -121,8 +123,8 @@ class _TemporalConv(Synapse):
         check_input(self, x, tuple(x.shape[2:]), lengths)
         if self.axes and min(self.output_size(*x.shape[3:])) < 1:
             raise ShapeError(
-                f"{name} with kernel {self.kernel_size}, dilation {self.dilation} and space_padding {self.space_padding} expected a "
-                f"space that its kernel fits into, got {tuple(x.shape[3:])} in {tuple(x.shape)}."
+                f"{name} with kernel {self.kernel_size}, dilation {self.dilation} and space_padding {self.space_padding} expected "
+                f"a space that its kernel fits into, got {tuple(x.shape[3:])} in {tuple(x.shape)}."
             )
 
     def initial_state(self, x: Tensor) -> State:
@@ -189,7 +191,9 @@ class _TemporalConv(Synapse):
     def _space_padding(self) -> tuple[int, ...]:
         if self.space_padding != "same":
             return tuple(int(p) for p in self.space_padding)
-        return tuple(-(-(k - 1) * d // 2) for k, d in zip(self.kernel_size[1:], self.dilation[1:], strict=True))
+        return tuple(
+            -(-(k - 1) * d // 2) for k, d in zip(self.kernel_size[1:], self.dilation[1:], strict=True)
+        )
 
     def _merged(self, frames: Tensor, before: int, after: int, pads: tuple[int, ...]) -> Tensor:
         """Time and batch as one axis of one image, where a step of time is a jump over the batch.
@@ -201,13 +205,19 @@ class _TemporalConv(Synapse):
         extra = self.axes == 0  # one axis alone has no channels-last form
         last = frames.movedim(2, -1).contiguous()
         image = last.reshape(1, steps * batch, *last.shape[2:]).movedim(-1, 1)
-        weight, dilation[0] = self.weight, dilation[0] * batch
+        weight: Tensor = self.weight
+        dilation[0] *= batch
         padding = [before * batch, *pads]
         if before != after:
             image = functional.pad(image, (0, 0) * self.axes + (before * batch, after * batch))
             padding[0] = 0
         if extra:
-            image, weight, padding, dilation = image.unsqueeze(-1), weight.unsqueeze(-1), [*padding, 0], [*dilation, 1]
+            image, weight, padding, dilation = (
+                image.unsqueeze(-1),
+                weight.unsqueeze(-1),
+                [*padding, 0],
+                [*dilation, 1],
+            )
         y = self._torch(image, weight, tuple(padding), tuple(dilation), extra)
         if extra:
             y = y.squeeze(-1)
@@ -216,7 +226,12 @@ class _TemporalConv(Synapse):
         return y.unflatten(0, (-1, batch)).movedim(-1, 2)
 
     def _torch(
-        self, image: Tensor, weight: Tensor, padding: tuple[int, ...], dilation: tuple[int, ...], extra: bool = False
+        self,
+        image: Tensor,
+        weight: Tensor,
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        extra: bool = False,
     ) -> Tensor:
         convolve: Any = (functional.conv1d, functional.conv2d, functional.conv3d)[self.axes + extra]
         stride = (*self.stride, 1) if extra else self.stride
@@ -224,7 +239,8 @@ class _TemporalConv(Synapse):
             weight = weight.contiguous(
                 memory_format=torch.channels_last if image.dim() == 4 else torch.channels_last_3d
             )
-        return convolve(image, weight, self.bias, stride, padding, dilation, self.groups)  # type: ignore[no-any-return]
+        y: Tensor = convolve(image, weight, self.bias, stride, padding, dilation, self.groups)
+        return y
 
     def extra_repr(self) -> str:
         """Sizes, as ``print(layer)`` shows them."""
@@ -260,8 +276,8 @@ class TemporalConv1d(_TemporalConv):
         c_in: channels in.
         c_out: channels out.
         kernel_size: steps (first) and places that the kernel spans.
-        stride: steps and places between outputs. With a stride in time a chunk gives an output for every ``stride``-th step of the
-            whole sequence; the state has a second part ``(B,)``, the steps since the last output.
+        stride: steps and places between outputs. With a stride in time a chunk gives an output for every ``stride``-th step of
+            the whole sequence; the state has a second part ``(B,)``, the steps since the last output.
         dilation: steps and places between kernel entries.
         padding: of time. ``"causal"``: silence before the sequence; it can stream. ``"same"``: as published, ``ceil(reach / 2)``
             silent steps before and behind, so it looks ahead, and the sequence grows by a step where the reach is odd.

@@ -156,7 +156,9 @@ class Task(L.LightningModule, ABC):
         if not (warmup >= 0 and math.isfinite(warmup)):
             raise ParameterError(f"{word} expected warmup of 0 or more epochs, got {warmup!r}.")
         if warmup and "onecycle" in (schedule, schedule_delays):
-            raise ParameterError(f'{word} expected warmup=0 with schedule="onecycle", which has a rise of its own.')
+            raise ParameterError(
+                f'{word} expected warmup=0 with schedule="onecycle", which has a rise of its own.'
+            )
         self.warmup = float(warmup)
         self.network = Sequential(*network) if isinstance(network, list) else network
         self.encoder = encoder

@@ -34,8 +34,12 @@ from spiketide import (
     Dense,
     Dropout,
     Framewise,
+    Lateral,
     Layer,
     LeakyIntegrator,
+    Normalized,
+    NormalizedLIF,
+    NormalizedReadout,
     Recurrent,
     Residual,
     SEAdLIF,
@@ -43,6 +47,9 @@ from spiketide import (
     StepNeuron,
     Substeps,
     SynapticDelay,
+    TemporalConv1d,
+    TemporalConv2d,
+    TemporalConv3d,
     spike,
 )
 from spiketide.baselines import GRU, LSTM, RNN
@@ -98,6 +105,12 @@ CASES: dict[str, Case] = {
         (7,),
     ),
     "LeakyIntegrator": Case(lambda: LeakyIntegrator(7, tau_mem=4.0, learn=("tau_mem",)), (7,)),
+    "NormalizedLIF": Case(
+        lambda: NormalizedLIF(7, decay=0.8, threshold=0.4, learn=("decay", "threshold")), (7,)
+    ),
+    "NormalizedLIF/feature map, no leak": Case(
+        lambda: NormalizedLIF((2, 3, 4), leaky=False, threshold=2.0), (2, 3, 4)
+    ),
     "StepNeuron": Case(
         lambda: StepNeuron(
             7, step, states=("v",), constants={"decay": 0.85, "threshold": 0.9}, learn=("decay",)
@@ -107,6 +120,11 @@ CASES: dict[str, Case] = {
     "Dense": Case(lambda: Dense(7, 4), (7,)),
     "Conv1d": Case(lambda: Conv1d(2, 3, 3, padding=1), (2, 5)),
     "Conv2d": Case(lambda: Conv2d(2, 3, 3, stride=2, padding=1), (2, 5, 4)),
+    "TemporalConv1d": Case(lambda: TemporalConv1d(7, 4, 3, dilation=2), (7,)),
+    "TemporalConv1d/one tap": Case(lambda: TemporalConv1d(6, 4, 1, groups=2, bias=False), (6,)),
+    "TemporalConv2d": Case(lambda: TemporalConv2d(2, 3, (4, 3), dilation=(2, 1), spread=0.5), (2, 5)),
+    "TemporalConv2d/even": Case(lambda: TemporalConv2d(2, 4, (2, 2), stride=(1, 2), groups=2), (2, 5)),
+    "TemporalConv3d": Case(lambda: TemporalConv3d(2, 3, (3, 3, 2), space_padding=1), (2, 4, 3)),
     "SynapticDelay": Case(lambda: SynapticDelay(7, 4, 6, kernel_count=2), (7,)),
     "SynapticDelay/narrow": Case(lambda: SynapticDelay(7, 4, 6, width=0.23, fan_in=3), (7,)),
     "SynapticDelay/linear": Case(lambda: SynapticDelay(7, 4, 20, interpolation="linear"), (7,)),
@@ -146,6 +164,40 @@ CASES: dict[str, Case] = {
     "Recurrent/synapse with a state": Case(
         lambda: Recurrent(LIF(7, **NEURON), Sequential(dense(7, 7), LeakyIntegrator(7, tau_mem=3.0))), (7,)
     ),
+    "Normalized": Case(
+        lambda: Normalized(
+            Dense(7, 6, bias=False), NormalizedLIF(6, decay=0.8, threshold=0.3, learn=("decay",))
+        ),
+        (7,),
+    ),
+    "Normalized/ALIF behind a convolution": Case(
+        lambda: Normalized(
+            TemporalConv2d(2, 3, (3, 3)), ALIF((3, 5), tau_mem=6.0, tau_adapt=20.0, threshold=0.1)
+        ),
+        (2, 5),
+    ),
+    "Lateral": Case(
+        lambda: Lateral(Dense(7, 6, bias=False), NormalizedLIF(6, decay=0.8, threshold=0.3, reset="none")),
+        (7,),
+    ),
+    "Lateral/convolution": Case(
+        lambda: Lateral(
+            TemporalConv2d(2, 4, (3, 3), dilation=(2, 1), bias=False),
+            NormalizedLIF((4, 5), decay=0.7, threshold=0.4, reset="none", learn=("decay", "threshold")),
+        ),
+        (2, 5),
+    ),
+    "Lateral/free, LIF": Case(
+        lambda: Lateral(
+            dense(7, 6),
+            LIF(6, tau_mem=6.0, threshold=0.6, reset="none"),
+            connections="free",
+            normalized=False,
+        ),
+        (7,),
+    ),
+    "NormalizedReadout": Case(lambda: NormalizedReadout(Dense(7, 4, bias=False)), (7,)),
+    "NormalizedReadout/decay": Case(lambda: NormalizedReadout(Dense(7, 4, bias=False), decay=0.7), (7,)),
     "Bidirectional": Case(lambda: Bidirectional(Recurrent(LIF(7, **NEURON), dense(7, 7))), (7,)),
     "Checkpointed": Case(
         lambda: Checkpointed(
@@ -239,7 +291,7 @@ def test_every_layer_of_the_package_is_in_the_battery() -> None:
     missing = sorted(set(found) - covered)
     assert not missing, f"{missing} keep no law yet: add a case for each to CASES in {__file__}"
     assert covered <= set(found), f"{sorted(covered - set(found))} are no layers of the package any more"
-    assert len(found) == 28, (
+    assert len(found) == 35, (
         f"the package has {len(found)} layers; if that is meant, change the count in {__file__}"
     )
     for name, cls in found.items():

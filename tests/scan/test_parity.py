@@ -34,6 +34,7 @@ from spiketide import (
     CubaLIF,
     Dense,
     LeakyIntegrator,
+    NormalizedLIF,
     Recurrent,
     SEAdLIF,
     Sequential,
@@ -92,6 +93,15 @@ def _cases() -> dict[str, Callable[[int], Neuron]]:
 
     for reset in RESETS:
         add(f"IF-{reset}", IF, reset=reset, threshold=4.0 if reset == "none" else 0.9, learn=("threshold",))
+        add(
+            f"NormalizedLIF-{reset}",
+            NormalizedLIF,
+            decay=0.8,
+            threshold=0.5 if reset == "none" else 0.2,
+            reset=reset,
+            learn=("decay", "threshold"),
+        )
+    add("NormalizedLIF-no leak", NormalizedLIF, leaky=False, threshold=0.9, learn=("threshold",))
     for disc, scaled in itertools.product(("exp", "euler"), (False, True)):
         how = {"discretisation": disc, "scale_input": scaled, "dt": 1.0}
         tail = f"{disc}-{'scaled' if scaled else 'plain'}"
@@ -218,7 +228,7 @@ def test_the_table_has_every_neuron_of_the_package() -> None:
     }
     missing = known - {name.split("-")[0] for name in CASES} - {"Neuron", "StepNeuron"}
     assert not missing, f"add {missing} to _cases() in {__file__}"
-    assert len(CASES) == 5 + 4 * (1 + 5 + 5 + 6 + 6) + 2 * 5 + 1
+    assert len(CASES) == 5 + 6 + 4 * (1 + 5 + 5 + 6 + 6) + 2 * 5 + 1
 
 
 @pytest.mark.parametrize("name", CASES)
