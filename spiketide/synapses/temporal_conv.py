@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ParameterError, ShapeError, unknown
+from ..kernels.convolution import Geometry, convolve
 from ..layer import check_input, check_lengths, check_state
 from ..shapes import silence_padding
 from ..types import State
@@ -179,68 +180,24 @@ class _TemporalConv(Synapse):
             return frames.new_zeros(none, batch, self.c_out, *space)
         pads = self._space_padding()
         if self.stride[0] == 1 and not frames.is_cuda:
-            y = self._merged(frames, before, after, pads)
+            geometry = Geometry(self.dilation[0], before, after, self.stride[1:], self.dilation[1:], pads)
+            y = convolve(
+                frames.movedim(2, -1).contiguous(), self.weight, self.bias, geometry, groups=self.groups
+            ).movedim(-1, 2)
         else:
             image = frames.movedim(0, 2)
             if before or after:
                 image = functional.pad(image, (0, 0) * self.axes + (before, after))
-            y = self._torch(image, self.weight, (0, *pads), self.dilation).movedim(2, 0)
+            along: Any = (functional.conv1d, functional.conv2d, functional.conv3d)[self.axes]
+            y = along(image, self.weight, self.bias, self.stride, (0, *pads), self.dilation, self.groups)
+            y = y.movedim(2, 0)
         # an even kernel with "same" in space gives one place too many, as published cut off behind
         return y if tuple(y.shape[3:]) == space else y[(slice(None),) * 3 + tuple(slice(0, n) for n in space)]
 
     def _space_padding(self) -> tuple[int, ...]:
         if self.space_padding != "same":
             return tuple(int(p) for p in self.space_padding)
-        return tuple(
-            -(-(k - 1) * d // 2) for k, d in zip(self.kernel_size[1:], self.dilation[1:], strict=True)
-        )
-
-    def _merged(self, frames: Tensor, before: int, after: int, pads: tuple[int, ...]) -> Tensor:
-        """Time and batch as one axis of one image, where a step of time is a jump over the batch.
-
-        Channels come last in memory, going in and coming out: what the matrix kernels of a processor want, and in which the
-        lateral products of the neurons are contiguous.
-        """
-        steps, batch, dilation = frames.shape[0], frames.shape[1], list(self.dilation)
-        extra = self.axes == 0  # one axis alone has no channels-last form
-        last = frames.movedim(2, -1).contiguous()
-        image = last.reshape(1, steps * batch, *last.shape[2:]).movedim(-1, 1)
-        weight: Tensor = self.weight
-        dilation[0] *= batch
-        padding = [before * batch, *pads]
-        if before != after:
-            image = functional.pad(image, (0, 0) * self.axes + (before * batch, after * batch))
-            padding[0] = 0
-        if extra:
-            image, weight, padding, dilation = (
-                image.unsqueeze(-1),
-                weight.unsqueeze(-1),
-                [*padding, 0],
-                [*dilation, 1],
-            )
-        y = self._torch(image, weight, tuple(padding), tuple(dilation), extra)
-        if extra:
-            y = y.squeeze(-1)
-        # (1, c_out, T B, *space), channels last in memory
-        y = y.movedim(1, -1).squeeze(0)
-        return y.unflatten(0, (-1, batch)).movedim(-1, 2)
-
-    def _torch(
-        self,
-        image: Tensor,
-        weight: Tensor,
-        padding: tuple[int, ...],
-        dilation: tuple[int, ...],
-        extra: bool = False,
-    ) -> Tensor:
-        convolve: Any = (functional.conv1d, functional.conv2d, functional.conv3d)[self.axes + extra]
-        stride = (*self.stride, 1) if extra else self.stride
-        if not image.is_cuda and image.dim() > 3:
-            weight = weight.contiguous(
-                memory_format=torch.channels_last if image.dim() == 4 else torch.channels_last_3d
-            )
-        y: Tensor = convolve(image, weight, self.bias, stride, padding, dilation, self.groups)
-        return y
+        return tuple(-(-(k - 1) * d // 2) for k, d in zip(self.kernel_size[1:], self.dilation[1:], strict=True))
 
     def extra_repr(self) -> str:
         """Sizes, as ``print(layer)`` shows them."""

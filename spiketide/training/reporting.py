@@ -428,6 +428,13 @@ def _traces(model: Task, batch: Batch, columns: list[int]) -> list[SampleTrace]:
             return steps.unflatten(0, (output.y.shape[0], -1)).amax(1).numpy()
         return torch.cat([steps, steps.new_zeros(missing, *steps.shape[1:])]).numpy()
 
+    def course(values: Tensor, position: int, busy: Tensor) -> Any:
+        # of a membrane: of substeps the last, behind its own steps what it was
+        values, steps = values[:, position].flatten(1)[:, busy], output.y.shape[0]
+        if values.shape[0] > steps:
+            return values.unflatten(0, (steps, -1))[:, -1].numpy()
+        return torch.cat([values, values[-1:].expand(steps - values.shape[0], -1)]).numpy()
+
     samples = []
     for position, column in enumerate(columns):
         length = output.y.shape[0] if output.lengths is None else int(output.lengths[column])
@@ -440,11 +447,11 @@ def _traces(model: Task, batch: Batch, columns: list[int]) -> list[SampleTrace]:
             busy = spikes[:length, column].flatten(1).sum(0).argsort(descending=True, stable=True)[:MEMBRANES]
             v, limit, adapted = membranes[name]
             neurons[labels[name]] = busy.tolist()
-            membrane[labels[name]] = v[:, position].flatten(1)[:, busy].numpy()
+            membrane[labels[name]] = course(v, position, busy)
             if limit is not None:
-                threshold[labels[name]] = limit[:, position].flatten(1)[:, busy].numpy()
+                threshold[labels[name]] = course(limit, position, busy)
             if adapted is not None:
-                adaptation[labels[name]] = adapted[:, position].flatten(1)[:, busy].numpy()
+                adaptation[labels[name]] = course(adapted, position, busy)
         samples.append(
             SampleTrace(
                 label=None if batch.y.dim() > 1 else int(batch.y[column]),
@@ -463,21 +470,23 @@ def _traces(model: Task, batch: Batch, columns: list[int]) -> list[SampleTrace]:
 
 
 def record_membranes(network: Layer, x: Tensor) -> dict[str, tuple[Tensor, Tensor | None, Tensor | None]]:
-    """Membrane, threshold and adaptation of every spiking neuron after every step, by streaming one step at a time.
+    """Membrane, threshold and adaptation of every spiking neuron after every step of it.
 
-    In evaluation mode, in which norms and dropout stream too. Empty for a network that looks into the future, or with delays that
-    have a tail: these do not stream.
+    What each neuron is given in one forward is given to it again, a step at a time. In evaluation mode. Empty for a network with
+    two directions of time.
 
     Shapes:
-        ``x (T, B, *N_in)`` -> name: ``(T, B, *N)`` three times; threshold and adaptation are ``None`` where a model has none.
+        ``x (T, B, *N_in)`` -> name: ``(T', B, *N)`` three times, ``T'`` the steps of that neuron; threshold and adaptation are
+        ``None`` where a model has none.
     """
-    if any(isinstance(module, Bidirectional) or getattr(module, "tail", 0) for module in network.modules()):
+    if any(isinstance(module, Bidirectional) for module in network.modules()):
         return {}
     kept: dict[str, list[tuple[Tensor, Tensor | None, Tensor | None]]] = {}
+    again = False
 
     def keep(name: str, neuron: Any) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            state = dict(zip(neuron.states, output[1], strict=False))  # a recurrence ends in its last spikes
+        def look(end: Any) -> None:
+            state = dict(zip(neuron.states, end, strict=False))  # a recurrence ends in its last spikes
             limit = neuron.threshold() if hasattr(neuron, "threshold") else None
             if isinstance(neuron, ALIF):
                 limit = neuron.threshold() + neuron.adaptation() * state["a"]
@@ -485,17 +494,32 @@ def record_membranes(network: Layer, x: Tensor) -> dict[str, tuple[Tensor, Tenso
             adapted = next((state[word] for word in ADAPTATION if word in state), None)
             kept.setdefault(name, []).append((v, None if limit is None else limit.expand_as(v), adapted))
 
+        def hook(module: nn.Module, args: Any, options: Any, output: Any) -> None:
+            nonlocal again
+            if again:
+                return
+            if args[0].shape[0] == 1:
+                look(output[1])
+                return
+            again = True
+            try:
+                state = args[1] if len(args) > 1 else options.get("state")
+                options = {word: value for word, value in options.items() if word in ("feedback", "coefs")}
+                for step in args[0].split(1):
+                    _, state = module(step, state, **options)
+                    look(state)
+            finally:
+                again = False
+
         return hook
 
     handles = [
-        module.register_forward_hook(keep(name, module))
+        module.register_forward_hook(keep(name, module), with_kwargs=True)
         for name, module in network.named_modules()
         if isinstance(module, Neuron) and is_spiking(module) and "v" in module.states
     ]
     try:
-        state = None
-        for step in x.split(1):
-            _, state = network(step, state)
+        network(x)
     finally:
         for handle in handles:
             handle.remove()

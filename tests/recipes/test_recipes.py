@@ -53,6 +53,7 @@ DELAYS = {
 }
 WITHOUT_DATA = DELAYS | {
     "gsc12/yin2021_srnn",
+    "gsc12/zimmer2019_conv",
     "gsc35/hammouamri2023_delays",
     "gsc35/hammouamri2023_delays_clean",
     "shd/yin2021_srnn",

@@ -9,19 +9,32 @@ from pathlib import Path
 import pytest
 import torch
 
-from spiketide import ALIF, LIF, Dropout, LeakyIntegrator, Recurrent, SynapticDelay
+from spiketide import (
+    ALIF,
+    LIF,
+    Dropout,
+    Lateral,
+    LeakyIntegrator,
+    NormalizedLIF,
+    Recurrent,
+    SynapticDelay,
+    TemporalConv2d,
+)
 from spiketide.cli import main
 from spiketide.data import DecibelMel, DeltaMel
 from spiketide.encoders import Ternary
+from spiketide.losses import Activity
 from spiketide.readouts import MeanMembrane, SumSoftmax
-from spiketide.surrogate import MultiGaussian
+from spiketide.surrogate import MultiGaussian, Sigmoid
 from spiketide.training import parameter_groups
 from spiketide.training.recipe import Recipe
+from spiketide.training.schedule import Schedule
 
 pytest.importorskip("librosa")
 
 DELAYS = ("gsc35/hammouamri2023_delays", "gsc35/hammouamri2023_delays_clean")
 SRNN = "gsc12/yin2021_srnn"
+CONV = "gsc12/zimmer2019_conv"
 
 
 def groups(model) -> dict[str, tuple[float, float]]:
@@ -97,7 +110,50 @@ def test_the_network_with_delays_is_the_published_one(name: str) -> None:
     assert (built.claim is None) == clean
 
 
-@pytest.mark.parametrize("name", [SRNN, *DELAYS])
+def test_the_convolutional_network_is_the_published_one() -> None:
+    """conv SNN, sections 1 to 4."""
+    built = Recipe.load(CONV).build()
+    model, data = built.model.requires_grad_(False), built.data
+    assert sum(p.numel() for p in model.parameters()) == 131_535
+    assert built.trainer["max_epochs"] == 10 and data.batch_size == 64
+    assert (model.optimizer, model.schedule, model.warmup) == ("radam", "step", 1.0)
+    assert (model.step_every, model.step_factor, model.clip, model.clip_at) == (1, 0.85, "value", 5.0)
+    rates = groups(Recipe.load(CONV).build().model)
+    assert set(rates) == {"weights", "time_constants", "thresholds"}
+    assert rates["weights"] == (0.001, 1e-5) and rates["time_constants"] == rates["thresholds"] == (0.001, 0.0)
+    layers = [layer for layer in model.network if isinstance(layer, Lateral)]
+    assert len(layers) == 3 and all(layer.connections == "synapse" and layer.normalized for layer in layers)
+    for layer, c_in, dilation in zip(layers, (3, 64, 64), ((1, 1), (4, 3), (16, 9)), strict=True):
+        synapse, neuron = layer.synapse, layer.neuron
+        assert isinstance(synapse, TemporalConv2d) and isinstance(neuron, NormalizedLIF)
+        assert tuple(synapse.weight.shape) == (64, c_in, 4, 3) and synapse.bias is None
+        assert (synapse.dilation, synapse.padding, synapse.stride) == (dilation, "same", (1, 1))
+        assert abs(float(synapse.rows().square().sum(1).mean()) - 0.0225) < 0.002
+        assert neuron.surrogate == Sigmoid(10.0, scaled=False) and neuron.decay.raw.numel() == 1
+        assert abs(float(neuron.decay()) - 0.7) < 0.05 and abs(float(neuron.threshold().mean()) - 1.0) < 0.01
+    assert isinstance(model.readout, MeanMembrane)
+    (activity,) = model.regularisers
+    assert isinstance(activity, Activity) and (activity.weight, activity.by_depth) == (0.1, True)
+    assert (data.version, data.classes, data.balance, data.silence) == (1, 12, "classes", (2300, 260, 260))
+    assert isinstance(data.features, DeltaMel) and data.sample_shape == (3, 40)
+    assert built.claim is not None and built.claim.value == 0.94
+
+
+def test_its_schedule_is_the_published_one() -> None:
+    """Epoch 1 rises from lr / N to lr, epoch 2 is at lr, then 0.85 an epoch (section 4)."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.RAdam([weight], lr=1.0)
+    schedule = Schedule(optimizer, ["step"], total=100, step_every=10, step_factor=0.85, warmup=10)
+    rates = []
+    for _ in range(40):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:10] == pytest.approx([(k + 1) / 10 for k in range(10)])
+    assert rates[10:] == pytest.approx([1.0] * 10 + [0.85] * 10 + [0.85**2] * 10)
+
+
+@pytest.mark.parametrize("name", [SRNN, CONV, *DELAYS])
 def test_it_trains_and_is_tested_on_files_of_the_same_format(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,20 +163,22 @@ def test_it_trains_and_is_tested_on_files_of_the_same_format(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("SPIKETIDE_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
-    srnn = name == SRNN
-    write_speech_commands(tmp_path / "data", version=1 if srnn else 2, noise=2 if srnn else 0)
+    srnn, twelve = name == SRNN, name in (SRNN, CONV)
+    write_speech_commands(tmp_path / "data", version=1 if twelve else 2, noise=2 if twelve else 0)
     words = "--run run --threads 1 --trainer.accelerator cpu --trainer.max_epochs 2 --data.limit 24 --data.batch_size 12"
     words += " --data.eval_batch_size 70 --data.jobs 1 "
     # With its threshold of 1.6 the recurrent layer is silent for the first steps: its recurrent weights would not move in four.
     words += (
         "--data.silence [8,3,4] --model.network.1.threshold 0.1 --model.network.3.neuron.threshold 0.1"
         if srnn
+        else "--data.silence [8,3,4]"
+        if name == CONV
         else "--model.delay_anneal.share 0.5"
     )
     assert main(["train", name, *words.split()]) == 0
     assert main(["test", "run", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["samples"] == (30 + 4 if srnn else 35)
+    assert result["samples"] == (30 + 4 if twelve else 35)
     assert math.isfinite(result["test_loss"]) and 0 <= result["test_accuracy"] <= 1
     assert 0 < result["synaptic_operations"] < result["dense_operations"]
     claim = Recipe.load(name).claim
