@@ -11,5 +11,8 @@ from .level_crossing import CodeReport as CodeReport
 from .level_crossing import LevelCrossing as LevelCrossing
 from .poisson import Poisson as Poisson
 from .population import Population as Population
+from .send_on_delta import DeltaReport as DeltaReport
+from .send_on_delta import DeltaState as DeltaState
+from .send_on_delta import SendOnDelta as SendOnDelta
 from .ternary import Ternary as Ternary
 from .window import Window as Window

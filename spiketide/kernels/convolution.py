@@ -17,13 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ..errors import EngineError, unknown
-from .memory import empty
 from .projection import (
     ENGINES,
     TRUST,
@@ -36,8 +34,6 @@ from .projection import (
     choose,
     list_events,
 )
-from .threading import kernel
-
 
 SAMPLE = 4096
 """Places looked at first: dense input is recognised by these."""
@@ -94,68 +90,10 @@ class Geometry(NamedTuple):
         return found
 
 
-@kernel
-def _count(
-    starts: Any, source: Any, taps: int, dilation: int, before: int, steps: int, batch: int, places: int, counts: Any
-) -> None:
-    """How many events each place of the output sees."""
-    out = counts.shape[0] // source.shape[1]
-    for u in prange(out):
-        t, b = u // batch, u % batch
-        for q in range(source.shape[1]):
-            n = 0
-            for k in range(taps):
-                when = t + k * dilation - before
-                if when >= 0 and when < steps:
-                    first = (when * batch + b) * places
-                    for j in range(source.shape[0]):
-                        p = source[j, q]
-                        if p >= 0:
-                            n += starts[first + p + 1] - starts[first + p]
-            counts[u * source.shape[1] + q] = n
-
-
-@kernel
-def _spread(
-    starts: Any,
-    columns: Any,
-    values: Any,
-    source: Any,
-    taps: int,
-    dilation: int,
-    before: int,
-    steps: int,
-    batch: int,
-    places: int,
-    channels: int,
-    begin: Any,
-    named: Any,
-    moved: Any,
-) -> None:
-    """The events of each place of the output, named ``(tap of time, tap of space, channel)``."""
-    out = (begin.shape[0] - 1) // source.shape[1]
-    valued = values.shape[0] > 0
-    for u in prange(out):
-        t, b = u // batch, u % batch
-        for q in range(source.shape[1]):
-            e = begin[u * source.shape[1] + q]
-            for k in range(taps):
-                when = t + k * dilation - before
-                if when >= 0 and when < steps:
-                    first = (when * batch + b) * places
-                    for j in range(source.shape[0]):
-                        p = source[j, q]
-                        if p >= 0:
-                            name = (k * source.shape[0] + j) * channels
-                            for i in range(starts[first + p], starts[first + p + 1]):
-                                named[e] = name + columns[i]
-                                if valued:
-                                    moved[e] = values[i]
-                                e += 1
-
-
 def _spread_events(events: Events, shape: Sequence[int], weight: Tensor, geometry: Geometry) -> Events:
     """Events of ``x (T' B places, C)`` as those of every place of the output, over ``taps * C`` inputs."""
+    from .convolution_cpu import count, spread
+
     steps, batch, *size = shape
     taps, *kernel_size = weight.shape[2:]
     source = geometry.sources(size, kernel_size)
@@ -164,12 +102,12 @@ def _spread_events(events: Events, shape: Sequence[int], weight: Tensor, geometr
     out = steps + geometry.before + geometry.after - (taps - 1) * geometry.dilation
     counts = np.zeros(out * batch * source.shape[1], np.int64)
     numbers = (taps, geometry.dilation, geometry.before, steps, batch, places)
-    _count(starts, source, *numbers, counts)
+    count(starts, source, *numbers, counts)
     begin = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=begin[1:])
     named = np.empty(int(begin[-1]), np.int32)
     moved = np.empty(int(begin[-1]) if len(values) else 0, values.dtype)
-    _spread(starts, columns, values, source, *numbers, weight.shape[1], begin, named, moved)
+    spread(starts, columns, values, source, *numbers, weight.shape[1], begin, named, moved)
     return Events(torch.from_numpy(begin), torch.from_numpy(named), torch.from_numpy(moved))
 
 
@@ -305,8 +243,8 @@ def convolve(
         [0.0, 2.0, 1.0, 0.0]
 
     Shapes:
-        ``x (T', B, *space, c_in)``, ``weight (c_out, c_in / groups, K, *kernel)``, ``bias (c_out,)`` -> ``(T, B, *space, c_out)``,
-        ``T = T' + before + after - (K - 1) dilation``; at least one step in and out.
+        ``x (T', B, *space, c_in)``, ``weight (c_out, c_in / groups, K, *kernel)``, ``bias (c_out,)`` -> ``(T, B, *space,
+        c_out)``, ``T = T' + before + after - (K - 1) dilation``; at least one step in and out.
 
     Args:
         x: the input, of any values; those that are exactly zero are skipped where that is cheaper.
@@ -325,7 +263,9 @@ def convolve(
     if torch.compiler.is_compiling():
         why_not = "torch.compile traces it"
     if engine == "event" and why_not:
-        raise EngineError(f"the event-driven convolution cannot run here: {why_not}. Leave engine=None to choose.")
+        raise EngineError(
+            f"the event-driven convolution cannot run here: {why_not}. Leave engine=None to choose."
+        )
     if engine != "dense" and not why_not:
         flat = x.detach().reshape(-1, x.shape[-1])
         gradient = torch.is_grad_enabled() and weight.requires_grad

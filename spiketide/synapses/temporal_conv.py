@@ -124,8 +124,8 @@ class _TemporalConv(Synapse):
         check_input(self, x, tuple(x.shape[2:]), lengths)
         if self.axes and min(self.output_size(*x.shape[3:])) < 1:
             raise ShapeError(
-                f"{name} with kernel {self.kernel_size}, dilation {self.dilation} and space_padding {self.space_padding} expected "
-                f"a space that its kernel fits into, got {tuple(x.shape[3:])} in {tuple(x.shape)}."
+                f"{name} with kernel {self.kernel_size}, dilation {self.dilation} and space_padding {self.space_padding} "
+                f"expected a space that its kernel fits into, got {tuple(x.shape[3:])} in {tuple(x.shape)}."
             )
 
     def initial_state(self, x: Tensor) -> State:
@@ -197,7 +197,9 @@ class _TemporalConv(Synapse):
     def _space_padding(self) -> tuple[int, ...]:
         if self.space_padding != "same":
             return tuple(int(p) for p in self.space_padding)
-        return tuple(-(-(k - 1) * d // 2) for k, d in zip(self.kernel_size[1:], self.dilation[1:], strict=True))
+        return tuple(
+            -(-(k - 1) * d // 2) for k, d in zip(self.kernel_size[1:], self.dilation[1:], strict=True)
+        )
 
     def extra_repr(self) -> str:
         """Sizes, as ``print(layer)`` shows them."""

@@ -48,4 +48,4 @@ def test_the_gradient_from_long_ago_has_no_denormal_numbers(layer: torch.nn.Modu
     if flush.KNOWN:
         assert not bool(((size > 0) & (size < TINY)).any())
     # what this thread computes afterwards has denormal numbers as before
-    assert float((torch.tensor(1e-30) * torch.tensor(1e-9))) > 0
+    assert float(torch.tensor(1e-30) * torch.tensor(1e-9)) > 0
