@@ -314,17 +314,55 @@ def _stream(options: argparse.Namespace) -> dict[str, Any]:
     from .training.folder import RunFolder
     from .training.stream import opened, stream_lines
 
+    sound = _is_sound(options)
     folder = RunFolder.open(_run_path(options.run_name, options))
-    with opened(options.input) as lines:
+    if sound:
+        from .training.sound import classify_file, classify_microphone
+
+        shared: dict[str, Any] = {"say": _say, "every": options.every, "restart": options.restart}
+        if options.microphone:
+            return classify_microphone(folder, seconds=options.seconds, device=options.device, **shared)
+        return classify_file(
+            folder,
+            Path(options.wav),
+            channel=options.channel,
+            resample=bool(options.resample),
+            clip=bool(options.clip),
+            **shared,
+        )
+    with opened(options.input or "-") as lines:
         return stream_lines(
             folder,
             lines,
             say=_say,
-            chunk=options.chunk,
+            chunk=1 if options.chunk is None else options.chunk,
             threshold=options.level_crossing,
-            mode=options.mode,
-            segmented=options.segments,
+            mode=options.mode or "difference",
+            segmented=bool(options.segments),
         )
+
+
+def _is_sound(options: argparse.Namespace) -> bool:
+    """Whether ``stream`` takes sound and not rows of numbers; options of the other are refused."""
+    groups = {
+        "text": ("input", "segments", "level_crossing", "mode", "chunk"),
+        "sound": ("every", "restart"),
+        "wav": ("channel", "resample", "clip"),
+        "microphone": ("seconds", "device"),
+    }
+    given = {
+        kind: [name for name in names if getattr(options, name) is not None] for kind, names in groups.items()
+    }
+    wav, microphone = options.wav is not None, bool(options.microphone)
+    if wav and microphone:
+        raise RecipeError("stream takes --wav FILE or --microphone, not both.")
+    wrong = given["text"] if wav or microphone else given["sound"]
+    wrong += ([] if wav else given["wav"]) + ([] if microphone else given["microphone"])
+    if wrong:
+        name = "FILE" if wrong[0] == "input" else "--" + wrong[0].replace("_", "-")
+        source = "--wav" if wav else "--microphone" if microphone else "rows of numbers"
+        raise RecipeError(f"stream: {name} does not go with {source}; see spiketide stream --help.")
+    return wav or microphone
 
 
 def _energy(options: argparse.Namespace) -> dict[str, Any]:
@@ -454,20 +492,20 @@ def _parser() -> argparse.ArgumentParser:
     made = verb(
         "stream",
         _stream,
-        "label steps as they come, from a file or a pipe, with the best checkpoint of a run",
+        "label steps or sound as they come, from a file, a pipe or a microphone, with the best checkpoint of a run",
         arguments=False,
     )
     made.add_argument("run_name", metavar="RUN", help=run_help)
     made.add_argument(
         "input",
         nargs="?",
-        default="-",
         metavar="FILE",
         help="rows of numbers as text, one a step (default: stdin)",
     )
     made.add_argument(
         "--segments",
         action="store_true",
+        default=None,
         help="print a line when a run of one label has ended, not one a step",
     )
     made.add_argument(
@@ -479,15 +517,48 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--mode",
         choices=("difference", "send_on_delta"),
-        default="difference",
         help="kind of level crossing (default: difference)",
     )
     made.add_argument(
         "--chunk",
         type=int,
-        default=1,
         metavar="N",
         help="rows collected before they are labelled (default: 1)",
+    )
+    made.add_argument("--wav", metavar="FILE", help="classify this sound file as if it came live")
+    made.add_argument(
+        "--microphone", action="store_true", help="classify what a microphone hears, until Ctrl-C"
+    )
+    made.add_argument(
+        "--every",
+        type=int,
+        metavar="N",
+        help="sound: print every N frames, not only when the decision changes",
+    )
+    made.add_argument("--restart", type=float, metavar="S", help="sound: begin anew every S seconds")
+    made.add_argument(
+        "--channel",
+        type=int,
+        metavar="N",
+        help="with --wav: which channel, from 1, of a file that has several",
+    )
+    made.add_argument(
+        "--resample",
+        action="store_true",
+        default=None,
+        help="with --wav: turn another sample rate into that of the run",
+    )
+    made.add_argument(
+        "--clip",
+        action="store_true",
+        default=None,
+        help="with --wav: place the recording in a clip first, as the data set of the run does",
+    )
+    made.add_argument(
+        "--seconds", type=float, metavar="S", help="with --microphone: how long (default: until Ctrl-C)"
+    )
+    made.add_argument(
+        "--device", metavar="NAME", help="with --microphone: its name or number (default: the system's)"
     )
     made = verb("encode", _encode, "turn a folder of audio files into one file of spikes", arguments=False)
     made.add_argument("folder", metavar="FOLDER", help="audio files, in a sub-folder for each label")

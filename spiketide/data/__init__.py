@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .randman import Randman as Randman
     from .soli import SoLi as SoLi
     from .speech_commands import SpeechCommands as SpeechCommands
+    from .streaming_mel import StreamingMel as StreamingMel
     from .timit import TIMIT as TIMIT
     from .wfdb_records import Annotations as Annotations
     from .wfdb_records import Record as Record
@@ -65,6 +66,7 @@ _HOME = {
     "SpeechCommands": "speech_commands",
     "SpikeFile": "heidelberg",
     "SpikingFSDD": "fsdd_spikes",
+    "StreamingMel": "streaming_mel",
     "TIMIT": "timit",
     "Samples": "base",
     "SoLi": "soli",

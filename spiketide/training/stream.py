@@ -17,22 +17,28 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..encoders import LevelCrossing
 from ..errors import DataError, NonFiniteError, ParameterError, RunError, ShapeError
+from ..lateral import Normalized, NormalizedReadout
 from ..layer import unstreamable
 from ..neurons import Neuron
 from ..types import State
+from .classification import Classification
 from .folder import RunFolder
 from .labelling import Labelling
+from .running import RunningReadout
 from .task import Task
 
 log = logging.getLogger("spiketide")
 
 
 class Streamer:
-    """The network of a :class:`.Labelling` task, fed a few steps at a time; its state goes on from call to call.
+    """The network of a task, fed a few steps at a time; its state goes on from call to call.
+
+    Of :class:`.Labelling`, each step gets the label of that step. Of :class:`.Classification`, it gets the class that the
+    read-out names from all steps so far: ``readout.evolve``, at a cost that does not grow.
 
     However the steps are cut into calls, the labels are those of the whole sequence at once. (The scores agree up to the rounding
     of float32: a matrix product of one row and of many rows adds in another order.)
@@ -56,59 +62,97 @@ class Streamer:
         task: what was trained; it is copied as it is now.
 
     Raises:
-        ParameterError: a task other than labelling, or a network that cannot stream.
+        ParameterError: another task, a read-out that needs more of the past than a number (see :data:`.running.RUNNING`), a
+            network that cannot stream, or an encoder of static data.
         ShapeError, NonFiniteError: input of another shape, or with NaN or infinity.
     """
 
     def __init__(self, task: Task) -> None:
-        if not isinstance(task, Labelling):
+        if not isinstance(task, (Labelling, Classification)):
             raise ParameterError(
-                f"a stream is labelled step by step, but this task is {type(task).__name__}, with one label for a whole "
-                "sequence: train with spiketide.training.Labelling."
+                f"a stream is labelled as it comes, but this task is {type(task).__name__}: train with "
+                "spiketide.training.Labelling or Classification."
             )
         if (part := unstreamable(task.network)) is not None:
+            why = getattr(part, "exempt", {}).get("streaming", "it goes on behind the end")
             raise ParameterError(
-                f"{type(part).__name__} needs the whole sequence at once: this network cannot label a stream."
+                f"{type(part).__name__} needs the whole sequence at once ({why}): this network cannot label a stream. Train one "
+                "whose parts know the past only: convolutions with padding='causal' and a stride of 1 in time, delays with "
+                "tail=0, nothing bidirectional."
             )
+        self.running = RunningReadout(task.readout) if isinstance(task, Classification) else None
         self.task = copy.deepcopy(task).eval()
-        for module in self.task.network.modules():
-            if isinstance(module, Neuron):
-                # worked out once instead of at every step, where they would cost as much as the step itself
-                module.coefs = functools.partial(_given, _fixed(module.coefs()))  # type: ignore[method-assign]
+        with torch.no_grad():
+            _prepare(self.task.network)
         self.state: State | None = None
         self.steps = 0
 
     def __call__(self, x: ArrayLike | Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Labels and probabilities of the next steps."""
+        scores = self.scores(x)
+        probabilities = torch.from_numpy(scores).softmax(-1).numpy()
+        return scores.argmax(-1) if scores.size else np.zeros(0, np.int64), probabilities
+
+    def scores(self, x: ArrayLike | Tensor) -> NDArray[np.float32]:
+        """The scores of the next steps ``(n, C)``: what the labels are the largest of."""
         steps = torch.as_tensor(np.asarray(x, dtype=np.float32))
         if steps.dim() < 2:
             raise ShapeError(f"a stream expected steps (n, *N), got {tuple(steps.shape)}.")
         if not len(steps):
-            return np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
+            return np.zeros((0, 0), np.float32)
         if not bool(torch.isfinite(steps).all()):
             bad = int((~torch.isfinite(steps)).flatten(1).any(1).nonzero()[0])
             raise NonFiniteError(
                 f"step {self.steps + bad} of the stream has NaN or infinity; nothing of this call was taken in."
             )
-        with torch.no_grad():
-            x = steps.unsqueeze(1)
-            x = x if self.task.encoder is None else self.task.encoder(x)
-            y, self.state = self.task.network(x, self.state)
+        with torch.inference_mode():
+            coded = steps.unsqueeze(1)
+            if self.task.encoder is not None:
+                coded = self.task.encoder(coded)
+                if coded.shape[:2] != (len(steps), 1):
+                    raise ParameterError(
+                        f"{type(self.task.encoder).__name__} makes {coded.shape[0]} steps of its own from static data, and those "
+                        "come in no stream."
+                    )
+            y, self.state = self.task.network(coded, self.state)
+            if y.dim() != 3:
+                raise ShapeError(
+                    f"a stream expected a network that gives one score a class (T, B, C), got {tuple(y.shape)}."
+                )
+            scores = y[:, 0] if self.running is None else self.running(y[:, 0])
         self.steps += len(steps)
-        scores = y[:, 0].softmax(-1)
-        return y[:, 0].argmax(-1).numpy(), scores.numpy()
+        return scores.numpy()
 
     def reset(self) -> None:
         """Begin another sequence."""
         self.state, self.steps = None, 0
+        if self.running is not None:
+            self.running.reset()
+
+
+def _prepare(network: nn.Module) -> None:
+    """Work out once what depends on the parameters alone; at every step it would cost more than the step itself."""
+    for module in network.modules():
+        if isinstance(module, Neuron):
+            module.coefs = functools.partial(_given, _fixed(module.coefs()))  # type: ignore[method-assign]
+    for module in network.modules():
+        if isinstance(module, (Normalized, NormalizedReadout)):
+            parameters, feedback = module.prepared()
+            # channels last in memory: as a convolution of time and space wants its weights
+            forms = {4: torch.channels_last, 5: torch.channels_last_3d}
+            plain = {
+                name: value.contiguous(memory_format=forms.get(value.dim(), torch.contiguous_format))
+                for name, value in parameters.items()
+            }
+            module.prepared = functools.partial(_given, (plain, feedback))  # type: ignore[method-assign]
 
 
 def _fixed(coefs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.detach() if isinstance(value, Tensor) else value for value in coefs)
 
 
-def _given(coefs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return coefs
+def _given(values: Any) -> Any:
+    return values
 
 
 class Labelled(NamedTuple):
@@ -126,6 +170,16 @@ def open_stream(folder: RunFolder) -> tuple[Streamer, Any]:
         RunError: no checkpoint yet.
         ParameterError: a task or network that cannot stream.
     """
+    task, data = trained(folder)
+    return Streamer(task), data
+
+
+def trained(folder: RunFolder) -> tuple[Task, Any]:
+    """The best checkpoint of a run, and its data module.
+
+    Raises:
+        RunError: no checkpoint yet.
+    """
     from .run import load
 
     if not folder.best.is_file():
@@ -133,7 +187,7 @@ def open_stream(folder: RunFolder) -> tuple[Streamer, Any]:
     built = load(folder).build()
     checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
     built.model.load_state_dict(checkpoint["state_dict"])
-    return Streamer(built.model), built.data
+    return built.model, built.data
 
 
 def label_stream(

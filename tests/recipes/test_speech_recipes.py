@@ -120,7 +120,10 @@ def test_the_convolutional_network_is_the_published_one() -> None:
     assert (model.step_every, model.step_factor, model.clip, model.clip_at) == (1, 0.85, "value", 5.0)
     rates = groups(Recipe.load(CONV).build().model)
     assert set(rates) == {"weights", "time_constants", "thresholds"}
-    assert rates["weights"] == (0.001, 1e-5) and rates["time_constants"] == rates["thresholds"] == (0.001, 0.0)
+    assert rates["weights"] == (0.001, 1e-5) and rates["time_constants"] == rates["thresholds"] == (
+        0.001,
+        0.0,
+    )
     layers = [layer for layer in model.network if isinstance(layer, Lateral)]
     assert len(layers) == 3 and all(layer.connections == "synapse" and layer.normalized for layer in layers)
     for layer, c_in, dilation in zip(layers, (3, 64, 64), ((1, 1), (4, 3), (16, 9)), strict=True):

@@ -20,9 +20,10 @@ from spiketide.compose import Bidirectional, Recurrent
 from spiketide.encoders import LevelCrossing, Ternary
 from spiketide.errors import DataError, NonFiniteError, ParameterError, RunError, ShapeError
 from spiketide.neurons import ALIF, LIF, LeakyIntegrator
-from spiketide.readouts import SumSoftmax
+from spiketide.readouts import FirstSpike
 from spiketide.synapses import Dense
-from spiketide.training import Classification, Labelling
+from spiketide.timing import Flatten, TimingLinear
+from spiketide.training import Classification, Labelling, SingleSpike
 from spiketide.training.folder import RunFolder
 from spiketide.training.run import train
 from spiketide.training.stream import Labelled, Streamer, label_stream, open_stream, read_rows, segments
@@ -92,8 +93,10 @@ def test_a_signal_is_coded_as_if_it_were_whole(chunk: int, steps: int, mode: Any
 
 
 def test_what_cannot_stream_is_refused() -> None:
-    with pytest.raises(ParameterError, match="one label for a whole sequence"):
-        Streamer(Classification([Dense(4, 3), LIF(3)], SumSoftmax()))
+    with pytest.raises(ParameterError, match=r"FirstSpike has no form for a stream; known: .*SumSoftmax"):
+        Streamer(Classification([Dense(4, 3), LIF(3)], FirstSpike()))
+    with pytest.raises(ParameterError, match="this task is SingleSpike"):
+        Streamer(SingleSpike([Flatten(), TimingLinear(64, 10)]))
     both = Bidirectional(Recurrent(ALIF(6), Dense(6, 6)))
     with pytest.raises(ParameterError, match="Bidirectional needs the whole sequence"):
         Streamer(Labelling([Dense(4, 6), both, Dense(12, 3)]))
