@@ -172,8 +172,8 @@ class Lateral(Normalized):
     With ``D = W W^T`` of the synapse's own weights, ``|w_j|^2 v_j = w_j · (y - z)`` exactly, where ``y`` is the moving average of
     the input and ``z[t] = \beta (z[t-1] + W^T s[t-1])`` what the spikes say of it: a neuron fires when the error along its
     weights exceeds its threshold, and its spike takes that error from all. That is send-on-delta in as many dimensions as there
-    are inputs (see the tutorial ``send_on_delta``). Of a convolution, the connections are between the channels at one place, with all
-    taps in the inner products. In the scan, one fused loop; the gradient goes through ``D``.
+    are inputs (see the tutorial ``send_on_delta``). Of a convolution, the connections are between the channels at one place,
+    with all taps in the inner products. In the scan, one fused loop; the gradient goes through ``D``.
 
     Example:
         >>> import torch

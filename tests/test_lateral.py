@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from helpers import assert_fires
@@ -315,3 +319,14 @@ def test_what_does_not_go_together_is_refused() -> None:
     layer = Lateral(dense, NormalizedLIF(7, reset="none"))
     with pytest.raises(ShapeError, match="synapse, what follows"):
         layer(torch.zeros(3, 1, 5), (torch.zeros(1, 7),))
+
+
+def test_the_page_on_convolutions_in_time_runs() -> None:
+    page = Path(__file__).parents[1] / "docs" / "how-to" / "convolve_in_time.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 1
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    exec(compile(blocks[0], str(page), "exec"), names)
+    assert tuple(names["spikes"].shape) == (100, 2, 16, 40) and tuple(names["more"].shape) == (1, 2, 16, 40)
+    assert_fires(names["spikes"])

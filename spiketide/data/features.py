@@ -262,7 +262,7 @@ class DeltaMel(FrontEnd):
 
         w       = wave / max|wave|
         S[t, k] = sum_f mel[k, f] |STFT(w)[t, f]|^2
-        m[t, k] = log(1 + S[t, k] / (floor max S))
+        m[t, k] = log(1 + S[t, k] / max S)
         y[t]    = (m[t], slope of m, curvature of m)                    see deltas, 9 frames
         y[t, c, k] / sd over t of y[t, c, k]                            rescale="sample"; an sd of 0 counts as 1
 
@@ -289,8 +289,6 @@ class DeltaMel(FrontEnd):
             sample's score then depends on its batch.
         flatten: one axis of ``3 n_mels`` (channel after channel) instead of two.
         padding: what is beyond the ends for the first and last frames: ``"reflect"`` or ``"constant"`` (zeros).
-        floor: what counts as quiet, as a share of the clip's largest energy: energies far above it count by their logarithm, far
-            below as they are. As published 1, so that nothing is compressed much; 1e-3 leaves 30 dB.
 
     Raises:
         ParameterError: sizes that make no sense, or an unknown name.
@@ -314,10 +312,7 @@ class DeltaMel(FrontEnd):
         rescale: Literal["sample", "none", "batch"] = "sample",
         flatten: bool = True,
         padding: Literal["reflect", "constant"] = "reflect",
-        floor: float = 1.0,
     ) -> None:
-        if not (floor > 0 and math.isfinite(floor)):
-            raise ParameterError(f"DeltaMel expected a floor above 0, got {floor!r}.")
         for what, given, known in (
             ("rescale", rescale, ("sample", "none", "batch")),
             ("padding", padding, ("reflect", "constant")),
@@ -336,7 +331,7 @@ class DeltaMel(FrontEnd):
             )
         self.bands, self.sample_rate, self.hop_ms = n_mels, sample_rate, hop_ms
         self.f_min, self.f_max = f_min, f_max
-        self.rescale, self.flatten, self.padding, self.floor = rescale, flatten, padding, float(floor)
+        self.rescale, self.flatten, self.padding = rescale, flatten, padding
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -354,7 +349,7 @@ class DeltaMel(FrontEnd):
             self.sample_rate, self.n_fft, self.bands, self.f_min, self.f_max, False, True
         )
         energy = _power(_over_peak(wave), self.n_fft, self.n_fft, self.hop, self.padding)
-        mel = np.log1p(_over_peak(energy @ filters.T) / self.floor)
+        mel = np.log1p(_over_peak(energy @ filters.T))
         y = np.stack([mel, deltas(mel), deltas(mel, order=2)], axis=1)
         if self.rescale != "none":
             y = y / _never_zero(y.std(axis=0))
@@ -380,7 +375,6 @@ class DeltaMel(FrontEnd):
             "f_max": self.f_max,
             "rescale": "none" if self.rescale == "none" else "sample",
             "padding": self.padding,
-            **({} if self.floor == 1.0 else {"floor": self.floor}),
         }
 
 

@@ -34,6 +34,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = 20
 PRECISE = ("--threads", "1", "--trainer.precision", "64-true")
 SMALLER = {
+    "fsdd/zimmer2019_conv": ("--data.batch_size", "4"),
+    "mnist/conv": ("--data.batch_size", "16"),
+    "fashion_mnist/conv": ("--data.batch_size", "16"),
     "mnist/sequential_brf": ("--data.batch_size", "8", "--model.encoder.stride", "7"),
     "mnist/yin2021_psmnist": ("--data.batch_size", "4", "--model.encoder.stride", "4"),
 }
