@@ -22,7 +22,7 @@ from ..kernels import delay as kernels
 from ..layer import check_input, check_state
 from ..shapes import silence_padding
 from ..types import State
-from .base import Synapse, per_axis, positive
+from .base import Synapse, last_frames, per_axis, positive
 
 INTERPOLATIONS = ("gauss", "linear", "max", "none")
 
@@ -276,18 +276,12 @@ class _Delayed(Synapse):
 
     def _remember(self, before: Tensor | None, x: Tensor, lengths: Tensor | None) -> Tensor:
         """The last ``max_delay`` frames of each sample ``(B, max_delay, *features)``; ``before`` is ``None`` for silence."""
-        kept, steps = self.delays.max_delay, x.shape[0]
-        if lengths is None and steps >= kept and not self.tail:
-            return x[steps - kept :].transpose(0, 1)
+        kept, tail = self.delays.max_delay, (0, self.tail)
         if before is None:
             before = x.new_zeros(kept, *x.shape[1:])
         if lengths is None:
-            frames = _given(torch.cat([before, x[max(0, steps - kept) :]]), (0, self.tail))
-            return frames[frames.shape[0] - kept :].transpose(0, 1)
-        frames = _given(torch.cat([before, x]), (0, self.tail)).transpose(0, 1)
-        samples = torch.arange(frames.shape[0], device=frames.device).unsqueeze(1)
-        begin = (lengths.to(frames.device) + self.tail).unsqueeze(1)
-        return frames[samples, begin + torch.arange(kept, device=frames.device)]
+            return last_frames(before, _given(x[max(0, x.shape[0] - kept) :], tail), None, kept)
+        return last_frames(before, _given(x, tail), lengths + self.tail, kept)
 
 
 def _given(frames: Tensor, silent: tuple[int, int]) -> Tensor:

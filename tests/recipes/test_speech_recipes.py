@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,24 @@ def test_it_trains_and_is_tested_on_files_of_the_same_format(
     for key, begin in built.model.state_dict().items():
         if key.endswith(("weight", "raw", "delays.delay")):
             assert not torch.equal(trained[key], begin) and bool(torch.isfinite(trained[key]).all()), key
+
+
+@pytest.mark.skipif(not os.environ.get("SPIKETIDE_DATA"), reason="needs clips: set SPIKETIDE_DATA")
+def test_the_convolutional_network_runs_on_real_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten clips a word, no noise: for what they are, the recipe trains, is tested and is accounted for."""
+    root = Path(os.environ["SPIKETIDE_DATA"]) / "gsc_v1_mini30"
+    if not root.is_dir():
+        pytest.skip("the small excerpt of Speech Commands is not there")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SPIKETIDE_DATA", str(root))
+    monkeypatch.chdir(tmp_path)
+    words = "--run run --threads 1 --trainer.accelerator cpu --trainer.max_epochs 1 --trainer.limit_train_batches 3"
+    words += " --data.batch_size 12 --data.jobs 1 --data.silence [0,0,0] --data.allow_missing true"
+    assert main(["train", CONV, *words.split()]) == 0
+    assert main(["test", "run", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["samples"] > 10 and 0 <= result["test_accuracy"] <= 1
+    assert set(result["firing_rates"]) == {"0.neuron", "1.neuron", "2.neuron"}
+    assert all(0 < rate < 0.5 for rate in result["firing_rates"].values())
