@@ -321,6 +321,28 @@ def test_what_does_not_go_together_is_refused() -> None:
         layer(torch.zeros(3, 1, 5), (torch.zeros(1, 7),))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_and_in_half_precision() -> None:
+    torch.manual_seed(0)
+    neuron = NormalizedLIF((4, 5), threshold=0.3, reset="none", learn=("decay", "threshold"))
+    model = Sequential(
+        Lateral(TemporalConv2d(2, 4, (3, 3), bias=False), neuron),
+        nn.Flatten(),
+        NormalizedReadout(Dense(20, 3, bias=False)),
+    )
+    x, outcomes = torch.randn(12, 3, 2, 5), []
+    for run in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        y, _ = run(x)
+        y.square().sum().backward()
+        outcomes.append([y.detach(), *(p.grad.clone() for p in model.parameters())])
+    for a, b in zip(*outcomes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, _ = model(x)
+    assert y.dtype == torch.bfloat16 and bool(torch.isfinite(y).all())
+
+
 def test_the_page_on_convolutions_in_time_runs() -> None:
     page = Path(__file__).parents[1] / "docs" / "how-to" / "convolve_in_time.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
