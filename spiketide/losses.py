@@ -201,8 +201,8 @@ class Activity(Regulariser):
         >>> import torch
         >>> from spiketide.losses import Activity
         >>> s = torch.ones(4, 1, 2)
-        >>> Activity(weight=0.1)({"hidden": s}).item()
-        0.05000000074505806
+        >>> round(Activity(weight=0.1)({"hidden": s}).item(), 6)
+        0.05
 
     Args:
         weight: Factor of the penalty.

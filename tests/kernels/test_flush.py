@@ -16,18 +16,18 @@ TINY = 1.1754944e-38
 """The smallest normal number of float32."""
 
 
-@kernel()
+@kernel(parallel=False)
 def _product(a, b, out):
     mode = flush_tiny()
     out[0] = a[0] * b[0]
     restore_tiny(mode)
-    out[1] = a[0] * b[0]
+    out[1] = a[1] * b[1]
 
 
 @pytest.mark.skipif(not flush.KNOWN, reason="this processor is asked nothing")
 def test_denormal_results_are_zero_inside_and_not_outside() -> None:
     out = np.ones(2, np.float32)
-    _product(np.array([1e-30], np.float32), np.array([1e-9], np.float32), out)
+    _product(np.full(2, 1e-30, np.float32), np.full(2, 1e-9, np.float32), out)
     assert out[0] == 0.0 and 0.0 < out[1] < TINY
 
 
