@@ -96,6 +96,8 @@ class Task(L.LightningModule, ABC):
         truncate: Truncated back-propagation through time: the sequence is run in windows of so many steps, with an
             optimiser step after each; the state goes on into the next window, its gradient does not. ``None``: full
             back-propagation.
+        average: Validate, keep and test a moving average of the weights instead of the last ones: after every batch it becomes
+            ``average`` times itself and the rest of them (0.99: some hundred batches). Training goes on from its own weights.
 
     Raises:
         ParameterError: an unknown name or a number out of range.
@@ -130,6 +132,7 @@ class Task(L.LightningModule, ABC):
         clip: Literal["norm", "value"] | None = None,
         clip_at: float = 1.0,
         truncate: int | None = None,
+        average: float | None = None,
     ):
         super().__init__()
         word = type(self).__name__
@@ -159,6 +162,9 @@ class Task(L.LightningModule, ABC):
             raise ParameterError(
                 f'{word} expected warmup=0 with schedule="onecycle", which has a rise of its own.'
             )
+        if average is not None and not 0 < average < 1:
+            raise ParameterError(f"{word} expected average above 0 and below 1, or None, got {average!r}.")
+        self.average = average
         self.warmup = float(warmup)
         self.network = Sequential(*network) if isinstance(network, list) else network
         self.encoder = encoder
@@ -373,6 +379,19 @@ class Task(L.LightningModule, ABC):
             warmup=round(self.warmup * epoch),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """The moving average of the weights, where it is wanted."""
+        if self.average is None:
+            return []
+        from lightning.pytorch import callbacks
+
+        if not hasattr(callbacks, "EMAWeightAveraging"):
+            raise ParameterError(
+                f"average={self.average} needs Lightning 2.6 or newer, this is {L.__version__}: pip install -U lightning, or leave "
+                "it out."
+            )
+        return [callbacks.EMAWeightAveraging(decay=self.average)]
 
     def on_train_epoch_start(self) -> None:
         """Narrow the delays' widths, as far as this epoch says."""
