@@ -388,8 +388,8 @@ class Task(L.LightningModule, ABC):
 
         if not hasattr(callbacks, "EMAWeightAveraging"):
             raise ParameterError(
-                f"average={self.average} needs Lightning 2.6 or newer, this is {L.__version__}: pip install -U lightning, or leave "
-                "it out."
+                f"average={self.average} needs Lightning 2.6 or newer, this is {L.__version__}: pip install -U lightning, "
+                "or leave it out."
             )
         return [callbacks.EMAWeightAveraging(decay=self.average)]
 
