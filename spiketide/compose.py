@@ -175,7 +175,8 @@ class Recurrent(Layer):
         synapse: from the population to itself.
 
     Raises:
-        ParameterError: a neuron or synapse that is none, or a Dense synapse of other sizes than the population.
+        ParameterError: a neuron or synapse that is none, a Dense synapse of other sizes than the population, or a synapse that
+            looks ahead, skips steps or adds some.
     """
 
     def __init__(self, neuron: Neuron, synapse: Layer) -> None:
@@ -197,6 +198,16 @@ class Recurrent(Layer):
         if tails:
             raise ParameterError(
                 f"Recurrent expected a synapse that gives one step for each, got {tails[0]} with a tail: use tail=0 there."
+            )
+        ahead = [
+            type(part).__name__
+            for part in synapse.modules()
+            if isinstance(part, Synapse) and "streaming" in part.exempt
+        ]
+        if ahead:
+            raise ParameterError(
+                f"Recurrent expected a synapse that gives each step when it comes, got {ahead[0]} that looks ahead or skips "
+                "steps: use padding='causal' and a stride of 1 in time there."
             )
         self.neuron, self.synapse = neuron, synapse
 

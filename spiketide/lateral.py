@@ -138,9 +138,8 @@ class Normalized(_Owned):
         scaled, feedback = self.prepared()
         options: dict[str, Any] = {}
         if isinstance(self.neuron, NormalizedLIF):
-            options = {
-                "coefs": (*self.neuron.coefs()[:2], 1.0)
-            }  # the gain is in the weights, where it costs nothing
+            # the gain is in the weights, where it costs nothing
+            options["coefs"] = (*self.neuron.coefs()[:2], 1.0)
         drive, after = self._project(x, before, lengths, scaled)
         if feedback is not None:
             options["feedback"] = feedback
@@ -321,5 +320,4 @@ class NormalizedReadout(_Owned):
         lengths, end = self.synapse.lengths_after(lengths), ()
         if self.membrane is not None:
             y, end = self.membrane(y, inner, lengths=lengths, coefs=(*self.membrane.coefs()[:2], 1.0))
-
         return silence_padding(y - self.threshold().to(y.dtype), lengths), (after, end)

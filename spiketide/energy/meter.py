@@ -21,7 +21,6 @@ from ..norms import BatchNorm, Dropout
 from ..shapes import silence_padding
 from ..synapses.base import Synapse
 from ..synapses.delay import _ChannelDelay, _Delayed
-from ..synapses.temporal_conv import _TemporalConv
 from .formulas import paper_counts
 from .operations import connections, lateral_connections
 from .step import StepOperations, step_operations
@@ -353,11 +352,11 @@ class _Meter:
         if self.silent:
             return
         y, channels = output[0].detach(), module.neuron.shape[0]
-        lengths = module.lengths_after(kwargs.get("lengths"))
         name = f"{self.names[module]}.lateral"
         row = self.counts.layers.setdefault(name, LayerCounts(name, "Lateral", "synapse"))
-        row.effective += lateral_connections(y, lengths)
-        row.dense += _valid(y, lengths) * y.shape[2:].numel() * channels
+        used, dense = lateral_connections(module, y, kwargs.get("lengths"))
+        row.effective += used
+        row.dense += dense
         self._from_outside(row, y, y)
         # the matrix of a place, even where it follows from the synapse's weights: hardware keeps it
         row.words = channels * channels
@@ -382,7 +381,7 @@ class _Meter:
         try:
             with torch.no_grad():
                 row.effective += connections(module, x, lengths, state or None)
-                if module.stateful or isinstance(module, _TemporalConv):
+                if module.mixes_steps:
                     row.dense += connections(module, torch.ones_like(x), lengths)
                 else:
                     row.dense += self._dense(module, x) * _valid(x, lengths)

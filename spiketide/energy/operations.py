@@ -70,15 +70,26 @@ def connections(
     return float(counts.sum(dtype=torch.float64))
 
 
-def lateral_connections(y: Tensor, lengths: Tensor | None) -> float:
-    """What spikes ``y (T, B, C, *S)`` use of connections between the channels of a place: each spike reaches all ``C``, a step
-    later, where its sample still has one."""
+def lateral_connections(layer: Lateral, y: Tensor, lengths: Tensor | None = None) -> tuple[float, float]:
+    """Connections between the channels of a place that the spikes ``y (T, B, C, *S)`` of a layer use, and all that there are.
+
+    Each spike reaches all ``C`` channels of its place, a step later, where its sample still has one.
+
+    Args:
+        layer: the one whose output ``y`` is.
+        y: its output.
+        lengths: of its input.
+    """
+    lengths = layer.lengths_after(lengths)
+    places = y.shape[0] * y.shape[1] if lengths is None else int(lengths.sum())
+    dense = float(places * y.shape[2:].numel() * y.shape[2])
     if not y.shape[0]:
-        return 0.0
-    spikes = silence_padding(y, lengths)
+        return 0.0, dense
+    spikes = silence_padding(y.detach(), lengths)
     last = y.shape[0] - 1 if lengths is None else (lengths.to(y.device) - 1).clamp(min=0).long()
     late = spikes[last, torch.arange(y.shape[1], device=y.device)]
-    return float(spikes.sum(dtype=torch.float64) - late.sum(dtype=torch.float64)) * y.shape[2]
+    used = float(spikes.sum(dtype=torch.float64) - late.sum(dtype=torch.float64)) * y.shape[2]
+    return used, dense
 
 
 @contextmanager
@@ -124,10 +135,8 @@ def count_operations(network: nn.Module) -> Iterator[Operations]:
         def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
             if counting:
                 return
-            y, lengths = output[0].detach(), module.lengths_after(kwargs.get("lengths"))
-            places = y.shape[0] * y.shape[1] if lengths is None else int(lengths.sum())
-            total.sparse[name] = total.sparse.get(name, 0.0) + lateral_connections(y, lengths)
-            dense = float(places * y.shape[2:].numel() * y.shape[2])
+            used, dense = lateral_connections(module, output[0], kwargs.get("lengths"))
+            total.sparse[name] = total.sparse.get(name, 0.0) + used
             total.dense[name] = total.dense.get(name, 0.0) + dense
 
         return hook

@@ -26,6 +26,11 @@ class Synapse(Layer):
     stateful: ClassVar[bool] = False
     """Whether it remembers: then its state is not empty, and in recurrence it is stepped."""
 
+    @property
+    def mixes_steps(self) -> bool:
+        """Whether an output sees other steps than its own: those before it, and with some also those behind."""
+        return self.stateful
+
     @abstractmethod
     def check(self, x: Tensor, lengths: Tensor | None) -> None:
         """Refuse what this synapse cannot take."""

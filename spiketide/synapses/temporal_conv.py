@@ -76,6 +76,11 @@ class _TemporalConv(Synapse):
         return self.padding == "causal" and (self.reach > 0 or self.stride[0] > 1)
 
     @property
+    def mixes_steps(self) -> bool:
+        """Whether its kernel spans more than a step, or skips some."""
+        return self.reach > 0 or self.stride[0] > 1
+
+    @property
     def reach(self) -> int:
         """Steps from the first to the last of a kernel: ``(kernel_size - 1) * dilation``."""
         return (self.kernel_size[0] - 1) * self.dilation[0]

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spiketide import Checkpointed, Sequential, TemporalConv1d, TemporalConv2d, TemporalConv3d
+from spiketide import (
+    LIF,
+    AxonalDelay,
+    Checkpointed,
+    Dense,
+    Recurrent,
+    Sequential,
+    TemporalConv1d,
+    TemporalConv2d,
+    TemporalConv3d,
+)
 from spiketide.errors import ParameterError, ShapeError
 from spiketide.layer import unstreamable
 
@@ -164,3 +175,33 @@ def test_bad_arguments_are_refused() -> None:
         layer(torch.zeros(10, 2, 3, 40), layer.initial_state(torch.zeros(10, 3, 3, 40)))
     with pytest.raises(ShapeError, match="floating point"):
         layer(torch.zeros(10, 2, 3, 40, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("options", [{"padding": "same"}, {"stride": 2}])
+def test_looking_ahead_or_skipping_in_recurrence_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ParameterError, match=r"Recurrent expected .* TemporalConv1d .* padding='causal'"):
+        Recurrent(LIF(4), TemporalConv1d(4, 4, 3, **options))
+
+
+def test_a_causal_kernel_in_recurrence_is_its_equation() -> None:
+    torch.manual_seed(0)
+    layer = Recurrent(LIF(4), TemporalConv1d(4, 4, 3, dilation=2, bias=False)).double()
+    x = 2 * torch.rand(12, 2, 4, dtype=torch.float64)
+    y, _ = layer(x)
+    spikes, state = [torch.zeros(2, 4, dtype=torch.float64)] * 5, None
+    weight = layer.synapse.weight
+    for t in range(12):
+        drive = x[t] + sum(spikes[-1 - 2 * k] @ weight[:, :, 2 - k].t() for k in range(3))
+        s, state = layer.neuron(drive.unsqueeze(0), state)
+        spikes.append(s[0])
+    assert float(y.detach().sum()) > 5
+    torch.testing.assert_close(y, torch.stack(spikes[5:]), rtol=0, atol=0)
+
+
+def test_who_mixes_steps() -> None:
+    mixing = [
+        TemporalConv1d(1, 1, size, stride=stride, padding=padding).mixes_steps
+        for size, stride, padding in ((1, 1, "causal"), (3, 1, "causal"), (3, 1, "same"), (1, 2, "same"))
+    ]
+    assert mixing == [False, True, True, True]
+    assert Dense(2, 2).mixes_steps is False and AxonalDelay(2, 3).mixes_steps is True
