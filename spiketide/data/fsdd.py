@@ -259,8 +259,9 @@ class FSDD(FSDDRecordings):
 class FSDDClips(FSDDRecordings, Changing):
     """The recordings of :class:`FSDD` as clips of one length, by a front end of one's choice, and changed while training.
 
-    A recording stands in the middle of its clip, silence around it; of a longer one the middle is taken. The splits are those
-    of :class:`FSDD`. What is drawn for a sample is a function of ``seed``, the epoch and the number of the recording.
+    A recording stands in the middle of its clip, silence around it; of a longer one its loudest part is taken: the middle of the
+    longest recordings is silent, the word stands at one end. The splits are those of :class:`FSDD`. What
+    is drawn for a sample is a function of ``seed``, the epoch and the number of the recording.
 
     Example:
         >>> from spiketide.data import FSDDClips, SpecAugment
@@ -352,11 +353,11 @@ class FSDDClips(FSDDRecordings, Changing):
 
                 bar = tqdm(paths, desc="FSDD frames", unit=" recordings", disable=None, leave=False)
                 return [
-                    self.features(centred(decode_wav(raw, path), self.samples))
+                    self.features(placed(decode_wav(raw, path), self.samples))
                     for path, raw in zip(bar, contents, strict=True)
                 ]
 
-            key = fingerprint({**self.features.key(), "samples": self.samples, "place": "middle"}, contents)
+            key = fingerprint({**self.features.key(), "samples": self.samples, "place": "loudest"}, contents)
             frames = cached("fsdd-clips", key, len(paths), compute)
             self._clips = np.stack(frames).reshape(len(frames), -1, *self.sample_shape)
         return self._clips
@@ -384,18 +385,20 @@ class _ChangedFrames:
         return torch.stack(changed)
 
 
-def centred(wave: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
-    """The middle of a recording, or the recording in the middle of silence.
+def placed(wave: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
+    """A recording in the middle of silence; of one that is longer the part that holds the most energy (the first of equals).
 
     Example:
         >>> import numpy as np
-        >>> from spiketide.data.fsdd import centred
-        >>> centred(np.ones(2, np.float32), 5).tolist(), centred(np.arange(5.0), 2).tolist()
-        ([0.0, 1.0, 1.0, 0.0, 0.0], [1.0, 2.0])
+        >>> from spiketide.data.fsdd import placed
+        >>> placed(np.ones(2, np.float32), 5).tolist(), placed(np.array([0.1, 0.0, 0.0, 0.5, -0.5]), 2).tolist()
+        ([0.0, 1.0, 1.0, 0.0, 0.0], [0.5, -0.5])
     """
     lack = samples - len(wave)
     if lack < 0:
-        return wave[-lack // 2 : -lack // 2 + samples]
+        energy = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
+        begin = int(np.argmax(energy[samples:] - energy[:-samples]))
+        return wave[begin : begin + samples]
     return np.pad(wave, (lack // 2, lack - lack // 2))
 
 

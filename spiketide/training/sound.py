@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..data.clips import one_second
-from ..data.fsdd import FSDDClips, centred
+from ..data.fsdd import FSDDClips, placed
 from ..data.speech_commands import SpeechCommands
 from ..data.streaming_mel import CausalFrontEnd, FrameStream
 from ..encoders import resample as resampled
@@ -211,7 +211,7 @@ def as_clip(data: Any, wave: NDArray[np.float32]) -> NDArray[np.float32]:
         ParameterError: a data set without clips of one length.
     """
     if isinstance(data, FSDDClips):
-        return centred(wave, data.samples)
+        return placed(wave, data.samples)
     if isinstance(data, SpeechCommands):
         return one_second(wave, data.place)
     raise ParameterError(
@@ -288,7 +288,7 @@ def classify_file(
         say: takes a line of the answer.
         channel: see :func:`read_sound`.
         resample: see :func:`read_sound`.
-        clip: place the recording in its clip first, as the data set does (silence around it).
+        clip: place the recording in its clip first, as the data set does (silence around it, or its loudest part).
         **options: ``every``, ``restart`` of :func:`classify`.
     """
     streamer, front, data = listener(folder)

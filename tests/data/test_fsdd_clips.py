@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spiketide.data import FSDDClips, SpecAugment, SpecWarp
 from spiketide.data.augment_sound import draws_for
-from spiketide.data.fsdd import centred, decode_wav
+from spiketide.data.fsdd import decode_wav, placed
 from spiketide.errors import ParameterError
 
 pytest.importorskip("librosa")
@@ -46,7 +46,7 @@ def test_a_batch_holds_the_front_end_of_each_recording_in_its_middle(clips, fsdd
         for b in range(len(batch.y)):
             digit, speaker, index = order[seen]
             path = fsdd_root / "fsdd" / "recordings" / f"{digit}_{speaker}_{index}.wav"
-            wave = centred(decode_wav(path.read_bytes(), path), 4000)
+            wave = placed(decode_wav(path.read_bytes(), path), 4000)
             np.testing.assert_array_equal(batch.x[:, b].numpy(), data.features(wave))
             assert int(batch.y[b]) == digit
             seen += 1
@@ -54,15 +54,28 @@ def test_a_batch_holds_the_front_end_of_each_recording_in_its_middle(clips, fsdd
 
 
 @given(samples=st.integers(1, 50), length=st.integers(1, 50))
-def test_centred(samples, length):
-    wave = np.arange(1, length + 1, dtype=np.float32)
-    clip = centred(wave, samples)
-    assert len(clip) == samples
-    kept = clip[clip > 0]
-    assert len(kept) == min(samples, length) and bool((np.diff(kept) == 1).all())
+def test_a_short_recording_stands_in_the_middle_of_silence(samples, length):
+    samples += length
+    clip = placed(np.arange(1, length + 1, dtype=np.float32), samples)
+    assert len(clip) == samples and clip[clip > 0].tolist() == list(range(1, length + 1))
     left, right = (np.flatnonzero(clip)[0], samples - 1 - np.flatnonzero(clip)[-1])
     assert abs(left - right) <= 1  # silence in equal parts
-    assert abs((kept[0] - 1) - (length - kept[-1])) <= 1  # and cut in equal parts
+
+
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=40), st.integers(1, 40))
+def test_of_a_long_recording_the_loudest_part_is_taken(values, samples):
+    samples = min(samples, len(values))
+    energies = [sum(v * v for v in values[k : k + samples]) for k in range(len(values) - samples + 1)]
+    begin = energies.index(max(energies))
+    clip = placed(np.array(values, np.float32), samples)
+    assert clip.tolist() == values[begin : begin + samples]
+
+
+@pytest.mark.parametrize("name", ["7_lucas_29", "0_theo_0"])
+def test_a_word_at_the_end_of_a_long_recording_is_not_cut_off(real_data, name):
+    path = real_data / "fsdd" / "recordings" / f"{name}.wav"
+    wave = decode_wav(path.read_bytes(), path)
+    assert np.square(placed(wave, 5120)).sum() >= 0.95 * np.square(wave).sum()
 
 
 def epoch(data, number: int) -> torch.Tensor:

@@ -1,0 +1,173 @@
+"""Recurrent scans whose spikes come back late: each neuron's by a kernel over time of its own, then through one matrix.
+
+At step ``t`` a neuron is driven by ``x[t] + W z[t]`` with ``z[t] = sum over d of late[d] s[t - 1 - d]``: the delay stands before
+the matrix, so there is one product a step, however long the kernels. On the CPU in one loop (:mod:`.recurrent`): a spike is
+added to the rows of the steps in which it arrives, as many as its kernel has entries that are not zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ShapeError
+from ..kernels.projection import weight_gradient
+from .gradients import first_derivative_only, reduce
+
+
+class Delayed(NamedTuple):
+    """A feedback whose spikes come back late.
+
+    Args:
+        weight: ``(N, N)``, row = receiving neuron.
+        late: ``(P, N)``: what of a spike arrives 1 to ``P`` steps after it.
+        before: the outputs of the ``P`` steps before the first, oldest first ``(P, B, N)``; ``None``: silence.
+    """
+
+    weight: Tensor
+    late: Tensor
+    before: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> Delayed:
+        """In another dtype."""
+        before = None if self.before is None else self.before.to(dtype)
+        return Delayed(self.weight.to(dtype), self.late.to(dtype), before)
+
+
+def check(feedback: Delayed, x: Tensor) -> None:
+    """Refuse matrices and kernels that do not fit ``x (T, B, N)``.
+
+    Raises:
+        ShapeError: they do not.
+    """
+    weight, late, before = feedback
+    n = x.shape[-1]
+    if (
+        x.dim() != 3
+        or tuple(weight.shape) != (n, n)
+        or late.dim() != 2
+        or late.shape[1] != n
+        or not len(late)
+    ):
+        raise ShapeError(
+            f"a delayed recurrent scan expected x (T, B, N), a matrix (N, N) and kernels (P, N), got {tuple(x.shape)}, "
+            f"{tuple(weight.shape)} and {tuple(late.shape)}."
+        )
+    if before is not None and tuple(before.shape) != (len(late), *x.shape[1:]):
+        raise ShapeError(
+            f"a delayed recurrent scan expected outputs of the {len(late)} steps before of shape "
+            f"{(len(late), *x.shape[1:])}, got {tuple(before.shape)}."
+        )
+
+
+def called(feedback: Delayed) -> Callable[[Tensor], Tensor]:
+    """The feedback as the reference engine calls it, step by step with the last outputs."""
+    weight, late, before = feedback
+    seen: list[Tensor] = [] if before is None else list(before.unbind(0)[:-1])
+
+    def call(s: Tensor) -> Tensor:
+        seen.append(s)
+        del seen[: -len(late)]
+        arrived = late[0] * seen[-1]
+        for d in range(1, len(seen)):
+            arrived = arrived + late[d] * seen[-1 - d]
+        with torch.autocast(s.device.type, enabled=False):
+            return arrived @ weight.t()
+
+    return call
+
+
+def with_what_is_under_way(x: Tensor, feedback: Delayed) -> Tensor:
+    """``x`` and what arrives of the outputs before the first step."""
+    weight, late, before = feedback
+    if before is None:
+        return x
+    places = len(late)
+    parts = []
+    for t in range(min(places, x.shape[0])):
+        # at step t, the output n steps before the first arrives by late[t + n - 1]
+        rows = late[t:].flip(0).unsqueeze(1) * before[t:]
+        parts.append(rows.sum(0))
+    if not parts:
+        return x
+    with torch.autocast(x.device.type, enabled=False):
+        arrived = torch.stack(parts) @ weight.t()
+    return torch.cat([x[: len(parts)] + arrived, x[len(parts) :]])
+
+
+class _DelayedScan(torch.autograd.Function):
+    """The fused loop, from silence, under autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        key: str,
+        lengths: Tensor | None,
+        needs: tuple[bool, ...],
+        n_state: int,
+        x: Tensor,
+        weight: Tensor,
+        late: Tensor,
+        *rest: Tensor,
+    ) -> tuple[Tensor, ...]:
+        from . import recurrent
+
+        state, coefs = rest[:n_state], rest[n_state:]
+        y, final, arrived, stores = recurrent.forward_late(key, x, state, coefs, weight, late, lengths, needs)
+        ctx.how = (key, needs, n_state, lengths is not None)
+        extra = [lengths] if lengths is not None else []
+        ctx.save_for_backward(*state, *coefs, y, weight, late, arrived, *extra, *stores)
+        return (y, *final)
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor, *gfinal: Tensor) -> Any:
+        from . import recurrent
+
+        first_derivative_only()
+        key, needs, n_state, has_lengths = ctx.how
+        saved = list(ctx.saved_tensors)
+        state, saved = saved[:n_state], saved[n_state:]
+        coefs, saved = saved[: len(needs)], saved[len(needs) :]
+        y, weight, late, arrived, *saved = saved
+        lengths = saved.pop(0) if has_lengths else None
+        gx, gstate, glate, sums = recurrent.backward_late(
+            key, gy, gfinal, y, state, coefs, weight, late, saved, lengths, needs
+        )
+        gweight = None
+        if ctx.needs_input_grad[5]:
+            n = weight.shape[0]
+            gweight = weight_gradient(arrived.reshape(-1, n), gx.reshape(-1, n))
+        gcoefs = [
+            g if need else None
+            for g, need in zip(reduce(key, (True, *needs), coefs, sums), needs, strict=True)
+        ]
+        return None, None, None, None, gx, gweight, glate, *gstate, *gcoefs
+
+
+def run(
+    key: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    coefs: Sequence[Tensor],
+    feedback: Delayed,
+    lengths: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The fused loop on the CPU; operands of one dtype, prepared by the caller.
+
+    Returns:
+        outputs and final state.
+    """
+    from . import recurrent
+
+    x = with_what_is_under_way(x, feedback)
+    weight, late = feedback.weight, feedback.late
+    operands = (x, weight, late, *state, *coefs)
+    if torch.is_grad_enabled() and any(o.requires_grad for o in operands):
+        needs = tuple(c.requires_grad for c in coefs)
+        y, *end = _DelayedScan.apply(key, lengths, needs, len(state), *operands)
+        return y, tuple(end)
+    y, end, _, _ = recurrent.forward_late(key, x, state, coefs, weight, late, lengths, None)
+    return y, tuple(end)
