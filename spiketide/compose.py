@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from .errors import NonFiniteError, ParameterError, ShapeError
 from .layer import Layer
 from .neurons.base import Neuron
+from .scan.delayed import Delayed
 from .shapes import check_input, check_lengths, check_state, silence_padding, time_mask
 from .synapses.base import Synapse
+from .synapses.delay import AxonalDelay
 from .synapses.dense import Dense
 from .types import State
 
@@ -157,7 +159,9 @@ class Recurrent(Layer):
     """A neuron population whose spikes come back to it one step later, through a synapse.
 
     ``s[t] = neuron(x[t] + synapse(s[t-1]))``, with ``s[-1] = 0``. With a :class:`Dense` synapse the whole recurrence is one
-    fused loop; with another stateless synapse it runs on the reference engine; a synapse with a state of its own is stepped.
+    fused loop; with learnt delays in front of it, ``Sequential(AxonalDelay(n, d), Dense(n, n))``, too (on the CPU): a spike then
+    comes back 1 to ``d + 1`` steps later. With another stateless synapse it runs on the reference engine; a synapse with a state
+    of its own is stepped.
 
     Example:
         >>> import torch
@@ -238,7 +242,46 @@ class Recurrent(Layer):
                 x, inner, lengths=lengths, feedback=lambda s: self.synapse(s.unsqueeze(0))[0].squeeze(0)
             )
             return y, (end, ())
+        if self._late():
+            return self._delayed(x, inner, outer, lengths)
         return self._step_by_step(x, inner, outer, lengths)
+
+    def _late(self) -> bool:
+        """Whether the synapse is a delay for each neuron and then a matrix, which has a loop of its own."""
+        parts = list(self.synapse) if type(self.synapse) is Sequential else []
+        return (
+            len(parts) == 2
+            and type(parts[0]) is AxonalDelay
+            and type(parts[1]) is Dense
+            and parts[0].n == parts[1].n_in == parts[1].n_out
+            and self.neuron.shape == (parts[0].n,)
+            and self.neuron.checkpoint is None
+            and self.neuron.engine != "gpu"
+            and parts[1].weight.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def _delayed(
+        self, x: Tensor, inner: State | None, outer: State | None, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        delay, dense = cast("tuple[AxonalDelay, Dense]", tuple(cast(Sequential, self.synapse)))
+        frames, _ = (None, ()) if outer is None else outer
+        if frames is not None:
+            check_state(delay, frames, delay.initial_state(x))
+        if inner is not None:
+            check_state(self.neuron, inner, self.initial_state(x)[0])
+        before = past = None
+        first = x.new_zeros(x.shape[1:]) if inner is None else inner[-1]
+        if inner is not None or frames is not None:
+            past = (delay.initial_state(x) if frames is None else frames)[0].transpose(0, 1)
+            before = torch.cat([past, first.unsqueeze(0)])
+        drive = x if dense.bias is None else x + dense.bias
+        feedback = Delayed(dense.weight, delay.kernel().t(), before)
+        y, end = self.neuron(drive, inner, lengths=lengths, feedback=feedback)
+        # what the delay has seen: the outputs up to the last but one
+        seen = torch.cat([first.unsqueeze(0), y[:-1]]) if len(y) else y
+        return y, (end, ((delay.remember(past, seen, lengths),), ()))
 
     def _step_by_step(
         self, x: Tensor, inner: State | None, outer: State | None, lengths: Tensor | None

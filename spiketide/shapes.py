@@ -141,3 +141,14 @@ def silence_padding(y: Tensor, lengths: Tensor | None) -> Tensor:
         return y
     past = ~time_mask(lengths.to(y.device), y.shape[0])
     return y.masked_fill(past.reshape(past.shape + (1,) * (y.dim() - 2)), 0.0)
+
+
+def last_valid(y: Tensor, otherwise: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """The last step of each sample of ``y (T, B, *N)`` that is valid ``(B, *N)``; ``otherwise`` of one that has none."""
+    if not len(y):
+        return otherwise
+    if lengths is None:
+        return y[-1]
+    rows = torch.arange(y.shape[1], device=y.device)
+    some = (lengths > 0).view(-1, *(1,) * (y.dim() - 2))
+    return torch.where(some, y[(lengths - 1).clamp(0, len(y) - 1), rows], otherwise)

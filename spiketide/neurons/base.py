@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import NonFiniteError, ParameterError, unknown
 from ..init import Init
 from ..layer import Layer, check_input, check_state
-from ..scan.autograd import choose_engine, recurrent_scan_registered, scan_registered
+from ..scan.autograd import Feedback, choose_engine, recurrent_scan_registered, scan_registered
 from ..scan.dynamics import Dynamics, entry, register
 from ..shapes import sizes
 from ..surrogate import ATan, Surrogate
@@ -379,7 +379,7 @@ class Neuron(Layer):
         state: State | None = None,
         *,
         lengths: Tensor | None = None,
-        feedback: Tensor | Callable[[Tensor], Tensor] | None = None,
+        feedback: Feedback | None = None,
         coefs: tuple[Any, ...] | None = None,
     ) -> tuple[Tensor, State]:
         """Run ``T`` steps.
@@ -411,7 +411,7 @@ class Neuron(Layer):
         state: State,
         coefs: tuple[Any, ...],
         lengths: Tensor | None,
-        feedback: Tensor | Callable[[Tensor], Tensor] | None,
+        feedback: Feedback | None,
     ) -> tuple[Tensor, State]:
         if feedback is None:
             return scan_registered(

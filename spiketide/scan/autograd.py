@@ -12,20 +12,23 @@ import functools
 import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..errors import EngineError, ParameterError, ShapeError, unknown
 from ..kernels.projection import weight_gradient
-from ..shapes import check_lengths
+from ..shapes import check_lengths, last_valid
 from ..surrogate import Surrogate
-from . import reference
+from . import delayed, reference
 from .dynamics import Dynamics, entry, plan_for, program, register
+from .gradients import first_derivative_only, reduce
 from .graph import Plan
 
 ENGINES = ("reference", "cpu", "gpu")
+
+Feedback: TypeAlias = "Tensor | delayed.Delayed | Callable[[Tensor], Tensor]"
 
 
 def _eager(x: Tensor) -> bool:
@@ -178,7 +181,7 @@ def _scan_backward_now(
             )
             if gx is not None:
                 gx[start:stop] = gpart
-    return [gx if gx is not None else gy.new_empty(0), *gstate, *_reduce(key, needs, coefs, sums or [])]
+    return [gx if gx is not None else gy.new_empty(0), *gstate, *reduce(key, needs, coefs, sums or [])]
 
 
 _scan_backward_op = torch.library.custom_op("spiketide::scan_backward", _scan_backward_now, mutates_args=())
@@ -201,28 +204,6 @@ def _scan_backward_fake(
     gx = gy.new_empty(gy.shape) if needs[0] else gy.new_empty(0)
     gcoefs = [c.new_empty(c.shape if n else 0) for c, n in zip(coefs, needs[1:], strict=True)]
     return [gx, *(s.new_empty(s.shape) for s in state), *gcoefs]
-
-
-def _reduce(key: str, needs: Sequence[bool], coefs: Sequence[Tensor], sums: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients per neuron and sample, summed to each coefficient's own shape."""
-    grads, left = [], iter(sums)
-    for coef, need, node in zip(coefs, needs[1:], program(key).grad_coefs, strict=True):
-        if not need:
-            grads.append(coef.new_empty(0))
-        elif node is None:
-            grads.append(torch.zeros_like(coef))
-        else:
-            grads.append(next(left).sum(0).sum_to_size(coef.shape).clone())
-    return grads
-
-
-def _first_derivative_only() -> None:
-    # grad mode is on inside a backward only for create_graph=True; without this the second derivative would be silently zero
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise EngineError(
-            "the fused scans give first derivatives only, and create_graph=True asks for more: build the layer with "
-            'engine="reference".'
-        )
 
 
 class _Scan(torch.autograd.Function):
@@ -251,7 +232,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor, *gfinal: Tensor) -> Any:
-        _first_derivative_only()
+        first_derivative_only()
         key, engine, checkpoint, needs, n_state, keep_x, has_lengths = ctx.how
         saved = list(ctx.saved_tensors)
         state, saved = saved[:n_state], saved[n_state:]
@@ -367,7 +348,7 @@ def _recurrent_backward_now(
             gweight = weight_gradient(y[:-1].reshape(-1, n).to(gx.dtype), gx[1:].reshape(-1, n))
             if gx.shape[0]:
                 gweight += gx[0].t() @ previous
-    return [gx.to(gy.dtype), *gstate, gfirst, gweight, *_reduce(key, (True, *needs), coefs, sums)]
+    return [gx.to(gy.dtype), *gstate, gfirst, gweight, *reduce(key, (True, *needs), coefs, sums)]
 
 
 _recurrent_backward_op = torch.library.custom_op(
@@ -429,7 +410,7 @@ class _RecurrentScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor, *gfinal: Tensor) -> Any:
-        _first_derivative_only()
+        first_derivative_only()
         key, engine, checkpoint, needs, need_weight, n_state, has_lengths = ctx.how
         saved = list(ctx.saved_tensors)
         state, saved = saved[:n_state], saved[n_state:]
@@ -701,7 +682,7 @@ def recurrent_scan(
     state: Sequence[Tensor] | None,
     coefs: Sequence[Any],
     surrogate: Surrogate,
-    feedback: Tensor | Callable[[Tensor], Tensor],
+    feedback: Feedback,
     *,
     previous: Tensor | None = None,
     engine: str | None = None,
@@ -720,7 +701,9 @@ def recurrent_scan(
         state: where to begin.
         coefs: per-step numbers.
         surrogate: derivative of the spike.
-        feedback: a matrix (fused), or any callable ``s (B, *N) -> (B, *N)``, which runs on the reference engine.
+        feedback: a matrix (fused); a matrix behind kernels over time, :class:`spiketide.scan.Delayed` (fused on the CPU, without
+            ``checkpoint``; its ``before`` says what came before the first step); or any callable ``s (B, *N) -> (B, *N)``, which
+            runs on the reference engine.
         previous: outputs before the first step.
         engine: as in :func:`scan`; on a GPU every step is one matrix product and one fused kernel.
         lengths: valid steps per sample.
@@ -751,7 +734,7 @@ def recurrent_scan_registered(
     x: Tensor,
     state: Sequence[Tensor] | None,
     coefs: Sequence[Any],
-    feedback: Tensor | Callable[[Tensor], Tensor],
+    feedback: Feedback,
     *,
     previous: Tensor | None = None,
     engine: str | None = None,
@@ -762,10 +745,18 @@ def recurrent_scan_registered(
     _check_tensor(x)
     found = entry(key)
     matrix = feedback if isinstance(feedback, Tensor) else None
+    late = feedback if isinstance(feedback, delayed.Delayed) else None
     chosen = choose_engine(key, x.device, engine)
-    if engine is None and matrix is None:
+    if late is not None and (chosen == "gpu" or checkpoint is not None or not _eager(x)):
+        if engine not in (None, "reference"):
+            raise EngineError(
+                f"engine={engine!r} cannot run delays in recurrence here: they are fused on the CPU, without checkpoint and "
+                "outside torch.compile. Leave engine=None."
+            )
+        chosen, checkpoint = "reference", None
+    if engine is None and matrix is None and late is None:
         chosen = "reference"
-    if chosen != "reference" and matrix is None:
+    if chosen != "reference" and matrix is None and late is None:
         raise EngineError(
             'a callable feedback runs on engine="reference" only; give a matrix for the fused engine.'
         )
@@ -785,6 +776,13 @@ def recurrent_scan_registered(
         )
     dtype = _arithmetic(x.dtype)
     previous = previous.to(dtype)
+    if late is not None:
+        delayed.check(late, x)
+        late = late.to(dtype)
+        if chosen == "cpu":
+            y, final = delayed.run(key, x, state, coefs, late, lengths)
+            return y.to(out_dtype), (*final, last_valid(y, previous, lengths))
+        feedback = delayed.called(late)
     if chosen == "reference":
         if checkpoint is not None:
             raise EngineError(

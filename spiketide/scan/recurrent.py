@@ -6,6 +6,9 @@ backward walks eight samples at a time: the step's backward, then the dense prod
 before, its sums in registers (:mod:`spiketide.kernels.tiles`). The gradient of the matrix is one product over all steps
 afterwards. No Python runs inside the time loop.
 
+Where spikes arrive late (:mod:`spiketide.scan.delayed`), a ring of rows, one for each step to come, collects them; the product is
+with the row of the step.
+
 Each sample's arithmetic is the same whatever the number of threads or neighbours.
 """
 
@@ -21,6 +24,7 @@ from torch import Tensor
 from ..kernels import tiles
 from ..kernels.memory import empty_like
 from ..kernels.threading import Kernel
+from ..shapes import last_valid
 from .cpu import HEADER, Backward, Forward, compile_printed, flat_coefs, indent, launch, rows
 from .dynamics import plan_for, program
 from .graph import Plan, Program
@@ -153,32 +157,93 @@ def back_product(carry, g, wt):
 """
 
 
-def _forward_source(p: Program, saved: Sequence[int], dtype: torch.dtype) -> str:
+_ARRIVE = """
+
+@njit(error_model="numpy")
+def arrive(ring, now, s, index, late, begin, stop):
+    # the spikes of a step, added to the rows of the steps in which they arrive
+    places = ring.shape[0]
+    for q in range(spiked(s, index)):
+        j = index[q]
+        one = s[j]
+        kernel = late[j]
+        slot = (now + 1 + begin[j]) % places
+        for d in range(begin[j], stop[j]):
+            ring[slot, j] += one * kernel[d]
+            slot += 1
+            if slot == places:
+                slot = 0
+"""
+
+_DEPART = """
+
+@njit(error_model="numpy")
+def depart(carry, ring, now, s, index, kernel, used, glate):
+    # the gradient that a step's spikes get from the steps in which they arrive, and that of the kernel
+    places, n = kernel.shape
+    for j in range(n):
+        carry[j] = 0
+    slot = (now + 1) % places
+    for d in range(places):
+        if used[d]:
+            row = ring[slot]
+            k = kernel[d]
+            for j in range(n):
+                carry[j] = carry[j] + k[j] * row[j]
+        slot += 1
+        if slot == places:
+            slot = 0
+    for q in range(spiked(s, index)):
+        j = index[q]
+        one = s[j]
+        slot = (now + 1) % places
+        for d in range(places):
+            glate[d, j] += one * ring[slot, j]
+            slot += 1
+            if slot == places:
+                slot = 0
+"""
+
+
+def _forward_source(
+    p: Program, saved: Sequence[int], dtype: torch.dtype, late: bool = False, keep: bool = False
+) -> str:
     body = Forward(p, saved, False, dtype, saved)
     states = [f"s{k}" for k in range(len(p.state))]
     coefs = [f"k{k}" for k in range(len(p.coefs))]
     stores = [f"z{q}" for q in range(len(saved))]
-    args = ["x", "w", "first", "l", *states, *coefs, "y", *stores, "most"]
-    text = HEADER + _TILES + _SPIKED + _ADD_ROWS + _FRONT_PRODUCT + f"\n\ndef kernel({', '.join(args)}):\n"
+    feedback = ["late", "begin", "stop"] if late else ["first"]
+    kept = ["arrived"] if keep else []
+    args = ["x", "w", *feedback, "l", *states, *coefs, "y", *stores, *kept, "most"]
+    text = HEADER + _TILES + _SPIKED + _ADD_ROWS + _FRONT_PRODUCT + (_ARRIVE if late else "")
+    text += f"\n\ndef kernel({', '.join(args)}):\n"
     text += indent(
-        ["steps = y.shape[0]", "n = w.shape[0]", "batch = l.shape[0]", "for u in prange((batch + 3) // 4):"],
+        [
+            *["steps = y.shape[0]", "n = w.shape[0]", "batch = l.shape[0]"],
+            *(["places = late.shape[1]"] * late),
+            "for u in prange((batch + 3) // 4):",
+        ],
         1,
     )
     text += indent(["drive = np.zeros((4, n), x.dtype)", "back = np.zeros((4, n), x.dtype)"], 2)
     text += indent(["index = np.empty((4, n), np.int64)", "count = np.zeros(4, np.int64)"], 2)
+    if late:
+        text += indent(["ring = np.zeros((4, places, n), x.dtype)"], 2)
+        text += indent(["found = np.empty(n, np.int64)"], 2)
     text += indent(["tile = min(4, batch - 4 * u)", "for t in range(steps):"], 2)
     text += indent(["spikes = 0", "for i in range(tile):"], 3)
     text += indent(
         ["b = 4 * u + i", "lo = b * n", "hi = lo + n", "count[i] = 0", "x_ = drive[i]", "r = back[i]"], 4
     )
     text += indent(["if t >= l[b]:"], 4)
-    text += indent(["for j in range(n):", "    x_[j] = 0", "    r[j] = 0", "continue"], 5)
-    text += indent(
-        ["current = x[t, lo:hi]", "s = first[lo:hi] if t == 0 else y[t - 1, lo:hi]"],
-        4,
-    )
+    text += indent(["for j in range(n):", "    x_[j] = 0", "    r[j] = 0"], 5)
+    text += indent([f"    {a}[t, lo + j] = 0" for a in kept] + ["continue"], 5)
+    source = "ring[i, t % places]" if late else "first[lo:hi] if t == 0 else y[t - 1, lo:hi]"
+    text += indent(["current = x[t, lo:hi]", f"s = {source}"], 4)
     text += indent(["for j in range(n):", "    x_[j] = current[j]", "    r[j] = s[j]"], 4)
-    text += indent(["c = spiked(s, index[i])", "count[i] = c", "spikes += c"], 4)
+    if late:  # the row is free for the step that comes once all its places have passed
+        text += indent(["    s[j] = 0", *(f"    {a}[t, lo + j] = r[j]" for a in kept)], 4)
+    text += indent(["c = spiked(r, index[i])", "count[i] = c", "spikes += c"], 4)
     text += indent(["if spikes > most * 4 * n:", "    front_product(drive, w, back)"], 3)
     text += indent(
         ["else:", "    for i in range(tile):", "        add_rows(drive[i], w, back[i], index[i], count[i])"],
@@ -191,8 +256,10 @@ def _forward_source(p: Program, saved: Sequence[int], dtype: torch.dtype) -> str
     text += indent(["for j in range(n):", "    y_[j] = 0", "continue"], 5)
     text += indent([*rows([*states], "lo:hi"), *rows(coefs, "0:n"), *rows(stores), "for j in range(n):"], 4)
     text += indent(body.body, 5)
+    if late:
+        text += indent(["arrive(ring[i], t, y_, found, late, begin, stop)"], 4)
     # a sample's rows lie a batch apart, too far for the hardware to see what comes next
-    line, streams = (16 if dtype == torch.float32 else 8), ["x", "y", *stores]
+    line, streams = (16 if dtype == torch.float32 else 8), ["x", "y", *stores, *kept]
     text += indent(["if t + 1 < steps:"], 4) + indent([f"{s}n = {s}[t + 1, lo:hi]" for s in streams], 5)
     text += indent([f"for j in range(0, n, {line}):"], 5)
     text += indent([f"prefetch_write({s}n, j)" for s in streams], 6)
@@ -215,23 +282,27 @@ def _neighbours(each: Sequence[str]) -> str:
     return text + indent([*each, "hi += n", "k += 1"], 5) + indent(["wide = hi - lo"], 4)
 
 
-def _backward_source(p: Program, plan: Plan, dtype: torch.dtype) -> str:
+def _backward_source(p: Program, plan: Plan, dtype: torch.dtype, late: bool = False) -> str:
     body = Backward(p, plan, False, dtype)
     states = [f"s{k}" for k in range(len(p.state)) if k in plan.prior]
     coefs = [f"k{k}" for k in range(len(p.coefs))]
     stores = [f"z{q}" for q in range(len(plan.saved))]
     grads = [f"g{k}" for k in range(len(p.state))]
     sums = [f"q{k}" for k, i in enumerate(plan.grad_coefs) if i is not None]
-    args = ["gy", "wt", "glast", "l", *states, *coefs, *stores, "gx", *grads, *sums, "gfirst"]
+    feedback = ["y", "late", "used"] if late else ["glast"]
+    args = ["gy", "wt", *feedback, "l", *states, *coefs, *stores, "gx", *grads, *sums]
+    args.append("glate" if late else "gfirst")
     kind = "F32" if dtype == torch.float32 else "F64"
     width = tiles.columns(torch.empty(0, dtype=dtype).numpy().dtype)
     text = HEADER + _TILES + f"ZERO = {kind}(0.0)\nCOLUMNS = {width}\n" + _BACK_PRODUCT
+    text += _SPIKED + _DEPART if late else ""
     text += f"\n\ndef kernel({', '.join(args)}):\n"
     text += indent(
         [
             "steps = gy.shape[0]",
             "n = wt.shape[0]",
             "batch = l.shape[0]",
+            *(["places = late.shape[0]"] * late),
             "for u in prange((batch + ROWS - 1) // ROWS):",
         ],
         1,
@@ -245,14 +316,18 @@ def _backward_source(p: Program, plan: Plan, dtype: torch.dtype) -> str:
             "kept = g.reshape(ROWS * n)",
             "sum_ = np.empty(ROWS * n, gy.dtype)",
             "tile = min(ROWS, batch - ROWS * u)",
+            *(["ring = np.zeros((ROWS, places, n), gy.dtype)", "found = np.empty(n, np.int64)"] * late),
             "for back in range(steps):",
             "    t = steps - 1 - back",
         ],
         2,
     )
-    # behind a sample's last step stands the gradient of its last output
-    ends = ["if t == l[ROWS * u + k] - 1:", "    c = carry[k]", "    last = glast[hi : hi + n]"]
-    text += _neighbours([*ends, "    for j in range(n):", "        c[j] = last[j]"])
+    if late:
+        each = ["depart(carry[k], ring[k], t, y[t, hi : hi + n], found, late, used, glate[u])"]
+    else:  # behind a sample's last step stands the gradient of its last output
+        each = ["if t == l[ROWS * u + k] - 1:", "    c = carry[k]", "    last = glast[hi : hi + n]"]
+        each += ["    for j in range(n):", "        c[j] = last[j]"]
+    text += _neighbours(each)
     text += indent(["gx_ = gx[t, lo:hi]", "incoming = gy[t, lo:hi]", "extra = carries[i * n : k * n]"], 4)
     text += indent(["gy_ = sum_[0:wide]", "for j in range(wide):", "    gy_[j] = incoming[j] + extra[j]"], 4)
     text += indent(rows([*states, *grads, *sums], "lo:hi") + rows(coefs, "0:wide") + rows(stores), 4)
@@ -263,6 +338,10 @@ def _backward_source(p: Program, plan: Plan, dtype: torch.dtype) -> str:
         ["keep = kept[i * n : k * n]", "for j in range(wide):", "    keep[j] = gx_[j]", "i = k"], 4
     )
     text += indent(["back_product(carry, g, wt)"], 3)
+    if late:
+        text += indent(["for i in range(tile):", "    row = ring[i, t % places]", "    c = carry[i]"], 3)
+        text += indent(["for j in range(n):", "    row[j] = c[j]"], 4)
+        return text + indent(["restore_tiny(mode)"], 2)
     text += indent(["for i in range(tile):"], 2)
     text += indent(
         ["b = ROWS * u + i", "lo = b * n", "hi = lo + n", "c = carry[i] if l[b] > 0 else glast[lo:hi]"], 3
@@ -272,13 +351,15 @@ def _backward_source(p: Program, plan: Plan, dtype: torch.dtype) -> str:
 
 
 @functools.cache
-def _forward(key: str, saved: tuple[int, ...], dtype: torch.dtype) -> Kernel:
-    return compile_printed(_forward_source(program(key), saved, dtype), "recurrent_forward")
+def _forward(
+    key: str, saved: tuple[int, ...], dtype: torch.dtype, late: bool = False, keep: bool = False
+) -> Kernel:
+    return compile_printed(_forward_source(program(key), saved, dtype, late, keep), "recurrent_forward")
 
 
 @functools.cache
-def _backward(key: str, plan: Plan, dtype: torch.dtype) -> Kernel:
-    return compile_printed(_backward_source(program(key), plan, dtype), "recurrent_backward")
+def _backward(key: str, plan: Plan, dtype: torch.dtype, late: bool = False) -> Kernel:
+    return compile_printed(_backward_source(program(key), plan, dtype, late), "recurrent_backward")
 
 
 def _steps(lengths: Tensor | None, steps: int, batch: int) -> Any:
@@ -322,11 +403,7 @@ def forward(
         args += [t.numpy().reshape(steps, -1) for t in (y, *stores)]
         args.append(ROWS_UP_TO)
         launch(_forward(key, saved, dtype), steps * batch * n * _PER_STEP, args)
-        if lengths is None:
-            last = y[-1].clone()
-        else:
-            rows_ = torch.arange(batch)
-            last = torch.where((lengths > 0).unsqueeze(1), y[(lengths - 1).clamp(0, steps - 1), rows_], last)
+        last = last_valid(y, last, lengths).clone()
     return y, final, last, stores
 
 
@@ -374,3 +451,102 @@ def backward(
     if p.grad_x is None and gx.numel():
         gx.zero_()
     return gx, gstate, gfirst, sums
+
+
+def forward_late(
+    key: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    coefs: Sequence[Tensor],
+    weight: Tensor,
+    late: Tensor,
+    lengths: Tensor | None,
+    need_coefs: tuple[bool, ...] | None,
+) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    """Run the fused forward with spikes that arrive late, from silence.
+
+    Shapes: as :func:`forward`; ``late (P, N)``: what of a spike arrives 1 to ``P`` steps later.
+
+    Returns:
+        outputs, final state, what arrived ``(T, B, N)`` (empty without gradients), saved tensors.
+    """
+    steps, batch, n = x.shape
+    dtype, keep = x.dtype, need_coefs is not None
+    saved = () if need_coefs is None else plan_for(key, True, need_coefs).saved
+    y, arrived = empty_like(x), empty_like(x) if keep else x.new_empty(0)
+    final = [s.detach().to(dtype).clone(memory_format=torch.contiguous_format) for s in state]
+    stores = [empty_like(y) for _ in saved]
+    if y.numel():
+        begin, stop = _span(late)
+        args: list[Any] = [
+            x.detach().contiguous().numpy().reshape(steps, -1),
+            weight.detach().to(dtype).t().contiguous().numpy(),
+            late.detach().t().contiguous().numpy(),
+            begin,
+            stop,
+            _steps(lengths, steps, batch),
+        ]
+        args += [s.numpy().reshape(-1) for s in final]
+        args += flat_coefs([c.detach() for c in coefs], tiles.ROWS, (n,), dtype)
+        args += [t.numpy().reshape(steps, -1) for t in (y, *stores, *([arrived] if keep else []))]
+        args.append(ROWS_UP_TO)
+        launch(_forward(key, saved, dtype, True, keep), steps * batch * n * _PER_STEP, args)
+    return y, final, arrived, stores
+
+
+def _span(late: Tensor) -> tuple[Any, Any]:
+    """The first place of each column of ``late (P, N)`` that is not zero, and the one behind the last."""
+    places = torch.arange(late.shape[0]).unsqueeze(1)
+    there = late.detach() != 0
+    begin = torch.where(there, places, late.shape[0]).amin(0)
+    stop = torch.where(there, places + 1, 0).amax(0)
+    return torch.minimum(begin, stop).numpy(), stop.numpy()
+
+
+def backward_late(
+    key: str,
+    gy: Tensor,
+    gfinal: Sequence[Tensor],
+    y: Tensor,
+    state: Sequence[Tensor],
+    coefs: Sequence[Tensor],
+    weight: Tensor,
+    late: Tensor,
+    stores: Sequence[Tensor],
+    lengths: Tensor | None,
+    need_coefs: tuple[bool, ...],
+) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    """Run the fused backward of :func:`forward_late`.
+
+    Returns:
+        gradient of the drive ``(T, B, N)``, of the initial state, of ``late``, and the wanted coefficients' gradients per
+        neuron and sample.
+    """
+    p = program(key)
+    plan = plan_for(key, True, need_coefs)
+    steps, batch, n = gy.shape
+    dtype = gy.dtype
+    gstate = [g.detach().to(dtype).clone(memory_format=torch.contiguous_format) for g in gfinal]
+    gx = empty_like(gy)
+    # a sum for each tile of samples, added up in their order: the same whatever the number of threads
+    glate = gy.new_zeros(-(-batch // tiles.ROWS), *late.shape)
+    sums = [gy.new_zeros((batch, n)) for i in plan.grad_coefs if i is not None]
+    if gy.numel():
+        args: list[Any] = [
+            gy.detach().contiguous().numpy().reshape(steps, -1),
+            weight.detach().to(dtype).contiguous().numpy(),
+            y.detach().contiguous().numpy().reshape(steps, -1),
+            late.detach().contiguous().numpy(),
+            (late.detach() != 0).any(1).numpy(),
+            _steps(lengths, steps, batch),
+        ]
+        args += [state[k].detach().to(dtype).contiguous().numpy().reshape(-1) for k in plan.prior]
+        args += flat_coefs([c.detach() for c in coefs], tiles.ROWS, (n,), dtype)
+        args += [z.numpy().reshape(steps, -1) for z in stores]
+        args.append(gx.numpy().reshape(steps, -1))
+        args += [g.numpy().reshape(-1) for g in (*gstate, *sums)]
+        args.append(glate.numpy())
+        launch(_backward(key, plan, dtype, True), steps * batch * n * _PER_STEP, args)
+    if p.grad_x is None and gx.numel():
+        gx.zero_()
+    return gx, gstate, glate.sum(0), sums

@@ -261,7 +261,7 @@ class _Delayed(Synapse):
             check_state(self, state, self.initial_state(x))
             before = state[0].transpose(0, 1)
             y = self.run(torch.cat([before, x]), (0, self.tail))
-        return silence_padding(y, self.lengths_after(lengths)), (self._remember(before, x, lengths),)
+        return silence_padding(y, self.lengths_after(lengths)), (self.remember(before, x, lengths),)
 
     def freeze(self) -> Self:
         """A copy with whole delays that are not learnt; its output, in any mode, is this layer's in evaluation."""
@@ -274,7 +274,7 @@ class _Delayed(Synapse):
         frozen.delays.delay.requires_grad_(False)
         return frozen
 
-    def _remember(self, before: Tensor | None, x: Tensor, lengths: Tensor | None) -> Tensor:
+    def remember(self, before: Tensor | None, x: Tensor, lengths: Tensor | None) -> Tensor:
         """The last ``max_delay`` frames of each sample ``(B, max_delay, *features)``; ``before`` is ``None`` for silence."""
         kept, tail = self.delays.max_delay, (0, self.tail)
         if before is None:
@@ -556,6 +556,18 @@ class _ChannelDelay(_Delayed):
                 y = y + values[..., n].to(frames.dtype) * frames.gather(0, index)
             return y
         return kernels.shift_channels(frames, self.delays.whole(one).to(frames.dtype))
+
+    def kernel(self) -> Tensor:
+        """The kernels as they act now ``(n, max_delay + 1)``, by lag: ``[:, 0]`` acts in the same step."""
+        one, taps = self.delays.delay.new_ones(self.n), self.delays.count()
+        if taps is None:
+            places = self.delays.whole(one)
+        else:
+            values, first = self.delays.few(one, taps)
+            places = kernels.scatter(
+                values.view(self.n, 1, 1, -1), first.view(self.n, 1, 1), self.delays.places
+            ).squeeze(-1)
+        return places.flip(0).t()
 
     def extra_repr(self) -> str:
         """Sizes, as ``print(layer)`` shows them."""

@@ -161,6 +161,9 @@ CASES: dict[str, Case] = {
     "Recurrent": Case(lambda: Recurrent(LIF(7, **NEURON), dense(7, 7)), (7,)),
     "Recurrent/ALIF": Case(lambda: Recurrent(ALIF(7, **ADAPTIVE), Dense(7, 7, bias=False)), (7,)),
     "Recurrent/conv": Case(lambda: Recurrent(LIF((2, 5), **NEURON), Conv1d(2, 2, 3, padding=1)), (2, 5)),
+    "Recurrent/delays": Case(
+        lambda: Recurrent(LIF(7, **NEURON), Sequential(AxonalDelay(7, 4), dense(7, 7))), (7,)
+    ),
     "Recurrent/synapse with a state": Case(
         lambda: Recurrent(LIF(7, **NEURON), Sequential(dense(7, 7), LeakyIntegrator(7, tau_mem=3.0))), (7,)
     ),
