@@ -1,11 +1,13 @@
 """Speed of learned delays: ours against DCLS with SpikingJelly (where installed), and against the same net of linear layers.
 
-    OMP_WAIT_POLICY=passive python benchmarks/delays.py [--quick] [--only train,eval,length,memory] [--json]
+    OMP_WAIT_POLICY=passive python benchmarks/delays.py [--quick] [--only train,eval,length,recurrence,memory] [--json]
 
 One training step of 140-256-256-20, B 128, T 100, K 25, 5 % input spikes, batch norm, dropout, Adam. Kernels are wide
 (width 12) in the first quarter of a training and narrow (width 0.5) afterwards; evaluation uses whole delays. All nets
-are causal: no tail. Figures stand behind a parity gate: our layer's output and gradients are DCLS's, within the
-truncation that the layer states.
+are causal: no tail. ``recurrence`` is one recurrent layer of 256 neurons whose spikes come back through axonal delays of 1 to
+25 steps: in its fused loop, stepped in torch, and the recurrence without delays, against its three dense products. Figures stand
+behind a parity gate: our layer's output and gradients are DCLS's, within the truncation that the layer states; the fused
+recurrence is the stepped one.
 """
 
 from __future__ import annotations
@@ -207,6 +209,63 @@ def length(rounds: int) -> dict[str, Any]:
     return _measure(entries, rounds, floor="K = 25")
 
 
+def recurrence(rounds: int) -> dict[str, Any]:
+    """One recurrent layer, forward and backward."""
+    n = SIZES[1]
+    torch.manual_seed(0)
+    x = 1.04 * torch.rand(STEPS, BATCH, n)  # about 5 % fire
+
+    def layer(width: float | None) -> st.Recurrent:
+        torch.manual_seed(0)
+        back = st.Dense(n, n, bias=False)
+        synapse = back if width is None else st.Sequential(st.AxonalDelay(n, 24, width=width), back)
+        return st.Recurrent(neuron(n), synapse)
+
+    def run(model: st.Recurrent) -> Callable[[], None]:
+        def once() -> None:
+            y, _ = model(x)
+            y.sum().backward()
+            model.zero_grad()
+
+        return once
+
+    def stepped(width: float) -> st.Recurrent:
+        model = layer(width)
+        model._late = lambda: False  # type: ignore[method-assign]
+        return model
+
+    rows, matrix = torch.rand(STEPS * BATCH, n), torch.rand(n, n)
+
+    def products() -> None:
+        rows @ matrix
+        rows @ matrix
+        rows.t() @ rows
+
+    a, b = layer(NARROW), stepped(NARROW)
+    y, z = a(x)[0], b(x)[0]
+    g, h = (torch.autograd.grad(o.sum(), m.synapse[1].weight)[0] for o, m in ((y, a), (z, b)))
+    differing = float((y != z).float().mean())
+    gate("recurrence: spikes that differ", differing < 1e-3, f"{differing:.1e}, allowed 1e-3")
+    if not differing:
+        error = float((g - h).abs().max() / h.abs().max())
+        gate("recurrence: weight gradient", error < 1e-4, f"{error:.1e}, allowed 1e-4")
+    entries = {
+        "three dense products": products,
+        "without delays": run(layer(None)),
+        "delays, width 0.5": run(a),
+        "delays, width 12.27": run(layer(WIDE)),
+    }
+    found = _measure(entries, rounds, floor="three dense products")
+    slow = _measure(
+        {"delays, width 0.5": run(a), "stepped": run(b)}, max(2, rounds // 4), floor="delays, width 0.5"
+    )
+    found["ms"]["delays, width 0.5, stepped"] = slow["ms"]["stepped"]
+    found["ratio"]["delays, width 0.5, stepped"] = slow["ms"]["stepped"] / found["ms"]["three dense products"]
+    found["rate"] = float(y.detach().mean())
+    found["stepped"] = slow["ratio"]["stepped"]
+    return found
+
+
 def _measure(entries: dict[str, Callable[[], None]], rounds: int, floor: str = "nn.Linear") -> dict[str, Any]:
     times = interleaved(entries, rounds=rounds)
     result: dict[str, Any] = {
@@ -242,7 +301,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="few rounds")
-    parser.add_argument("--only", default="train,eval,length,memory", help="parts, comma-separated")
+    parser.add_argument(
+        "--only", default="train,eval,length,recurrence,memory", help="parts, comma-separated"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -261,12 +322,16 @@ def main() -> None:
         jobs["Evaluation, whole delays"] = lambda: evaluate(rounds)
     if "length" in only:
         jobs["Training step, width 0.5, longer kernels"] = lambda: length(rounds)
+    if "recurrence" in only:
+        jobs["Recurrence with axonal delays, forward and backward"] = lambda: recurrence(rounds)
     for name, job in jobs.items():
         result[name] = job()
         rows = [(k, f"{v:.1f}", f"{result[name]['ratio'][k]:.2f}") for k, v in result[name]["ms"].items()]
         table(name, rows, ("entry", "ms", "ratio to the first"))
         if "faster" in result[name]:
             print(f"  spiketide is {result[name]['faster']:.1f} x faster than DCLS + SpikingJelly")
+        if "stepped" in result[name]:
+            print(f"  {result[name]['stepped']:.1f} x faster than stepped; rate {result[name]['rate']:.3f}")
     if "memory" in only:
         result["memory"] = memory()
         table(
