@@ -31,6 +31,11 @@ class Delayed(NamedTuple):
     late: Tensor
     before: Tensor | None = None
 
+    def after(self, y: Tensor) -> Delayed:
+        """To go on behind steps that gave the outputs ``y (T, B, N)``."""
+        before = y.new_zeros(len(self.late), *y.shape[1:]) if self.before is None else self.before
+        return self._replace(before=torch.cat([before, y])[-len(self.late) :])
+
     def to(self, dtype: torch.dtype) -> Delayed:
         """In another dtype."""
         before = None if self.before is None else self.before.to(dtype)

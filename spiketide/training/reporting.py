@@ -22,6 +22,7 @@ from ..neurons import ALIF, Neuron
 from ..neurons.base import Constant, TimeConstant
 from ..probe import is_spiking, valid_steps
 from ..report import Constants, ReportData, Row, SampleTrace, Strip, choose_samples, write_report
+from ..scan import Delayed
 from ..segments import Onsets, match_onsets, near
 from ..shapes import time_mask
 from ..synapses import LayerDelays, delay_statistics
@@ -505,9 +506,12 @@ def record_membranes(network: Layer, x: Tensor) -> dict[str, tuple[Tensor, Tenso
             try:
                 state = args[1] if len(args) > 1 else options.get("state")
                 options = {word: value for word, value in options.items() if word in ("feedback", "coefs")}
+                late = options.get("feedback")
                 for step in args[0].split(1):
-                    _, state = module(step, state, **options)
+                    y, state = module(step, state, **options)
                     look(state)
+                    if isinstance(late, Delayed):  # what is under way is no part of a neuron's state
+                        options["feedback"] = late = late.after(y)
             finally:
                 again = False
 

@@ -12,7 +12,7 @@ import torch
 from spiketide.compose import Bidirectional, Recurrent, Sequential
 from spiketide.neurons import ALIF, LIF, LeakyIntegrator
 from spiketide.report import ReportData
-from spiketide.synapses import Dense
+from spiketide.synapses import AxonalDelay, Dense
 from spiketide.training import reporting
 from spiketide.training.folder import RunFolder
 from spiketide.training.recipe import Recipe
@@ -50,6 +50,18 @@ def test_the_adaptive_threshold_moves() -> None:
     assert adaptation is not None
     torch.testing.assert_close(threshold, 0.05 + 1.8 * adaptation)
     assert layer_names(network) == {"1.neuron": "1 ALIF"}
+
+
+def test_membranes_with_spikes_that_come_back_late() -> None:
+    torch.manual_seed(0)
+    recurrent = Recurrent(LIF(5, threshold=0.5), Sequential(AxonalDelay(5, 3), Dense(5, 5)))
+    network, x = Sequential(Dense(3, 5), recurrent), 3 * torch.rand(20, 2, 3)
+    with torch.no_grad():
+        membrane, _, _ = record_membranes(network, x)["1.neuron"]
+        for steps in (1, 4, 5, 20):  # the state after so many steps
+            y, (_, ((v, _), _)) = network(x[:steps])
+            torch.testing.assert_close(membrane[steps - 1], v, rtol=1e-5, atol=1e-6)
+    assert membrane.shape == (20, 2, 5) and float(y.sum()) > 5
 
 
 def test_what_cannot_stream_has_no_membranes() -> None:
