@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .compose import Sequential, as_layer
 from .errors import NonFiniteError, ParameterError, ShapeError
-from .layer import Layer
+from .layer import TRAINING_ONLY, Layer
 from .shapes import check_lengths
 from .types import State
 
@@ -93,7 +93,7 @@ class Checkpointed(Layer):
         self.layer, self.chunk = as_layer(layer), chunk
         for part in self.layer.modules():
             reason = getattr(part, "exempt", {}).get("streaming", "")
-            if reason and not reason.startswith("training mode only"):
+            if reason and not reason.startswith(TRAINING_ONLY):
                 raise ParameterError(
                     f"Checkpointed runs a sequence in chunks, and {type(part).__name__} needs it whole ({reason}): leave it out "
                     "of the layer, or checkpoint the layers inside it."

@@ -34,12 +34,22 @@ def parameter_roles(model: nn.Module) -> dict[nn.Parameter, str]:
     return roles
 
 
-def unstreamable(network: nn.Module) -> nn.Module | None:
-    """The first part of a network that is exempt from the law of streaming or has a tail: it cannot go on from a state."""
+def unstreamable(network: nn.Module, *, training: bool = True) -> nn.Module | None:
+    """The first part of a network that is exempt from the law of streaming or has a tail: it cannot go on from a state.
+
+    Args:
+        network: to be looked through.
+        training: also those that are exempt in training mode only (batch norms).
+    """
     for module in network.modules():
-        if "streaming" in getattr(module, "exempt", {}) or bool(getattr(module, "tail", 0)):
+        reason = getattr(module, "exempt", {}).get("streaming", "")
+        if (reason and (training or not reason.startswith(TRAINING_ONLY))) or getattr(module, "tail", 0):
             return module
     return None
+
+
+TRAINING_ONLY = "training mode only"
+"""How the reason of an exemption begins that ends in evaluation mode."""
 
 
 class Layer(nn.Module, ABC):

@@ -73,7 +73,7 @@ class Streamer:
                 f"a stream is labelled as it comes, but this task is {type(task).__name__}: train with "
                 "spiketide.training.Labelling or Classification."
             )
-        if (part := unstreamable(task.network)) is not None:
+        if (part := unstreamable(task.network, training=False)) is not None:
             why = getattr(part, "exempt", {}).get("streaming", "it goes on behind the end")
             raise ParameterError(
                 f"{type(part).__name__} needs the whole sequence at once ({why}): this network cannot label a stream. Train one "

@@ -20,6 +20,7 @@ from spiketide.compose import Bidirectional, Recurrent
 from spiketide.encoders import LevelCrossing, Ternary
 from spiketide.errors import DataError, NonFiniteError, ParameterError, RunError, ShapeError
 from spiketide.neurons import ALIF, LIF, LeakyIntegrator
+from spiketide.norms import BatchNorm
 from spiketide.readouts import FirstSpike
 from spiketide.synapses import Dense
 from spiketide.timing import Flatten, TimingLinear
@@ -55,6 +56,21 @@ def test_pieces_give_the_labels_of_the_whole(chunk: int) -> None:
     assert [item.step for item in found] == list(range(300))
     probable = y[:, 0].softmax(-1).amax(-1)
     assert [item.probability for item in found] == pytest.approx(probable.tolist(), abs=1e-5)
+
+
+def test_a_batch_norm_streams_by_its_running_statistics() -> None:
+    torch.manual_seed(0)
+    model = Labelling([Dense(4, 16), BatchNorm(16), LIF(16, threshold=0.5), Dense(16, 3, bias=False)])
+    x = events()
+    for _ in range(5):  # statistics that are not those of the beginning
+        model.network(torch.from_numpy(events(50)).unsqueeze(1) + 0.5)
+    streamer = Streamer(model)
+    model.eval()
+    with torch.no_grad():
+        y, _ = model.network(torch.from_numpy(x).unsqueeze(1))
+    assert len(set(y[:, 0].argmax(-1).tolist())) >= 2
+    found = [item.label for item in label_stream(streamer, list(x), chunk=7)]
+    assert found == y[:, 0].argmax(-1).tolist()
 
 
 def test_reset_begins_anew() -> None:
