@@ -159,7 +159,7 @@ class Recurrent(Layer):
     """A neuron population whose spikes come back to it one step later, through a synapse.
 
     ``s[t] = neuron(x[t] + synapse(s[t-1]))``, with ``s[-1] = 0``. With a :class:`Dense` synapse the whole recurrence is one
-    fused loop; with learnt delays in front of it, ``Sequential(AxonalDelay(n, d), Dense(n, n))``, too (on the CPU): a spike then
+    fused loop; with learnt delays in front of it, ``Sequential(AxonalDelay(n, d), Dense(n, n))``, too: a spike then
     comes back 1 to ``d + 1`` steps later. With another stateless synapse it runs on the reference engine; a synapse with a state
     of its own is stepped.
 
@@ -256,10 +256,7 @@ class Recurrent(Layer):
             and parts[0].n == parts[1].n_in == parts[1].n_out
             and self.neuron.shape == (parts[0].n,)
             and self.neuron.checkpoint is None
-            and self.neuron.engine != "gpu"
-            and parts[1].weight.device.type == "cpu"
             and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled("cpu")
         )
 
     def _delayed(

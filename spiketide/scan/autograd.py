@@ -701,7 +701,7 @@ def recurrent_scan(
         state: where to begin.
         coefs: per-step numbers.
         surrogate: derivative of the spike.
-        feedback: a matrix (fused); a matrix behind kernels over time, :class:`spiketide.scan.Delayed` (fused on the CPU, without
+        feedback: a matrix (fused); a matrix behind kernels over time, :class:`spiketide.scan.Delayed` (fused without
             ``checkpoint``; its ``before`` says what came before the first step); or any callable ``s (B, *N) -> (B, *N)``, which
             runs on the reference engine.
         previous: outputs before the first step.
@@ -747,11 +747,11 @@ def recurrent_scan_registered(
     matrix = feedback if isinstance(feedback, Tensor) else None
     late = feedback if isinstance(feedback, delayed.Delayed) else None
     chosen = choose_engine(key, x.device, engine)
-    if late is not None and (chosen == "gpu" or checkpoint is not None or not _eager(x)):
+    if late is not None and (checkpoint is not None or not _eager(x)):
         if engine not in (None, "reference"):
             raise EngineError(
-                f"engine={engine!r} cannot run delays in recurrence here: they are fused on the CPU, without checkpoint and "
-                "outside torch.compile. Leave engine=None."
+                f"engine={engine!r} cannot run delays in recurrence here: they are fused without checkpoint and outside "
+                "torch.compile. Leave engine=None."
             )
         chosen, checkpoint = "reference", None
     if engine is None and matrix is None and late is None:
@@ -779,8 +779,8 @@ def recurrent_scan_registered(
     if late is not None:
         delayed.check(late, x)
         late = late.to(dtype)
-        if chosen == "cpu":
-            y, final = delayed.run(key, x, state, coefs, late, lengths)
+        if chosen != "reference":
+            y, final = delayed.run(key, chosen, x, state, coefs, late, lengths)
             return y.to(out_dtype), (*final, last_valid(y, previous, lengths))
         feedback = delayed.called(late)
     if chosen == "reference":

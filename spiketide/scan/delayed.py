@@ -2,7 +2,8 @@
 
 At step ``t`` a neuron is driven by ``x[t] + W z[t]`` with ``z[t] = sum over d of late[d] s[t - 1 - d]``: the delay stands before
 the matrix, so there is one product a step, however long the kernels. On the CPU in one loop (:mod:`.recurrent`): a spike is
-added to the rows of the steps in which it arrives, as many as its kernel has entries that are not zero.
+added to the rows of the steps in which it arrives, as many as its kernel has entries that are not zero. On the GPU a step is a
+sum over what was sent, a product and a fused kernel (:mod:`.recurrent_gpu`).
 """
 
 from __future__ import annotations
@@ -103,13 +104,24 @@ def with_what_is_under_way(x: Tensor, feedback: Delayed) -> Tensor:
     return torch.cat([x[: len(parts)] + arrived, x[len(parts) :]])
 
 
+def _module(engine: str) -> Any:
+    if engine == "cpu":
+        from . import recurrent
+
+        return recurrent
+    from . import recurrent_gpu
+
+    return recurrent_gpu
+
+
 class _DelayedScan(torch.autograd.Function):
-    """The fused loop, from silence, under autograd."""
+    """The fused loop of an engine, from silence, under autograd."""
 
     @staticmethod
     def forward(
         ctx: Any,
         key: str,
+        engine: str,
         lengths: Tensor | None,
         needs: tuple[bool, ...],
         n_state: int,
@@ -118,61 +130,60 @@ class _DelayedScan(torch.autograd.Function):
         late: Tensor,
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
-        from . import recurrent
-
         state, coefs = rest[:n_state], rest[n_state:]
-        y, final, arrived, stores = recurrent.forward_late(key, x, state, coefs, weight, late, lengths, needs)
-        ctx.how = (key, needs, n_state, lengths is not None)
+        y, final, arrived, stores = _module(engine).forward_late(
+            key, x, state, coefs, weight, late, lengths, needs
+        )
+        ctx.how = (key, engine, needs, n_state, lengths is not None)
         extra = [lengths] if lengths is not None else []
         ctx.save_for_backward(*state, *coefs, y, weight, late, arrived, *extra, *stores)
         return (y, *final)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor, *gfinal: Tensor) -> Any:
-        from . import recurrent
-
         first_derivative_only()
-        key, needs, n_state, has_lengths = ctx.how
+        key, engine, needs, n_state, has_lengths = ctx.how
         saved = list(ctx.saved_tensors)
         state, saved = saved[:n_state], saved[n_state:]
         coefs, saved = saved[: len(needs)], saved[len(needs) :]
         y, weight, late, arrived, *saved = saved
         lengths = saved.pop(0) if has_lengths else None
-        gx, gstate, glate, sums = recurrent.backward_late(
+        gx, gstate, glate, sums = _module(engine).backward_late(
             key, gy, gfinal, y, state, coefs, weight, late, saved, lengths, needs
         )
         gweight = None
-        if ctx.needs_input_grad[5]:
+        if ctx.needs_input_grad[6]:
             n = weight.shape[0]
-            gweight = weight_gradient(arrived.reshape(-1, n), gx.reshape(-1, n))
+            # in float32 also under autocast
+            with torch.autocast(gx.device.type, enabled=False):
+                gweight = weight_gradient(arrived.reshape(-1, n), gx.reshape(-1, n))
         gcoefs = [
             g if need else None
             for g, need in zip(reduce(key, (True, *needs), coefs, sums), needs, strict=True)
         ]
-        return None, None, None, None, gx, gweight, glate, *gstate, *gcoefs
+        return None, None, None, None, None, gx.to(gy.dtype), gweight, glate, *gstate, *gcoefs
 
 
 def run(
     key: str,
+    engine: str,
     x: Tensor,
     state: Sequence[Tensor],
     coefs: Sequence[Tensor],
     feedback: Delayed,
     lengths: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The fused loop on the CPU; operands of one dtype, prepared by the caller.
+    """The fused loop of an engine; operands of one dtype, prepared by the caller.
 
     Returns:
         outputs and final state.
     """
-    from . import recurrent
-
     x = with_what_is_under_way(x, feedback)
     weight, late = feedback.weight, feedback.late
     operands = (x, weight, late, *state, *coefs)
     if torch.is_grad_enabled() and any(o.requires_grad for o in operands):
         needs = tuple(c.requires_grad for c in coefs)
-        y, *end = _DelayedScan.apply(key, lengths, needs, len(state), *operands)
+        y, *end = _DelayedScan.apply(key, engine, lengths, needs, len(state), *operands)
         return y, tuple(end)
-    y, end, _, _ = recurrent.forward_late(key, x, state, coefs, weight, late, lengths, None)
+    y, end, _, _ = _module(engine).forward_late(key, x, state, coefs, weight, late, lengths, None)
     return y, tuple(end)

@@ -6,6 +6,8 @@ window of one step: it adds the product to the input, runs the step, writes outp
 carries the gradient to the outputs before. All buffers are made before the loop and no step waits for the host. The gradient
 of the matrix is one product over all steps afterwards, made by the caller.
 
+Where spikes come back late (:mod:`.delayed`), a sum over the outputs of the steps before stands in front of each product.
+
 The sum ``x[t] + W s[t-1]`` is rounded after the product, as in the reference, so equal products give equal bits. Products are
 float32 also under automatic mixed precision and for bfloat16 and float16 inputs, whose outputs are fed back unrounded.
 """
@@ -124,3 +126,99 @@ def backward(
     if lengths is not None:
         gfed = torch.where((lengths > 0).unsqueeze(1), gfed, glast)
     return gx, gstate, gfed, sums
+
+
+def forward_late(
+    key: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    coefs: Sequence[Tensor],
+    weight: Tensor,
+    late: Tensor,
+    lengths: Tensor | None,
+    need_coefs: tuple[bool, ...] | None,
+) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    """Run the recurrent forward with spikes that arrive late, from silence.
+
+    Shapes: as :func:`forward`; ``late (P, N)``: what of a spike arrives 1 to ``P`` steps later.
+
+    Returns:
+        outputs, final state, what arrived ``(T, B, N)`` (empty without gradients), saved tensors.
+    """
+    steps, batch, n = x.shape
+    dtype, keep, places = compute_dtype(x), need_coefs is not None, len(late)
+    saved = () if need_coefs is None else plan_for(key, True, need_coefs).saved
+    x = x.detach().contiguous()
+    y = torch.empty_like(x)
+    stores = [torch.empty_like(x, dtype=dtype) for _ in saved]
+    final = [s.detach().to(dtype).clone(memory_format=torch.contiguous_format) for s in state]
+    arrived = x.new_empty((steps, batch, n) if keep else 0, dtype=dtype)
+    if not y.numel():
+        return y, final, arrived, stores
+    fed = x.new_zeros((batch, n), dtype=dtype)
+    sent = x.new_zeros((places + steps, batch, n), dtype=dtype)
+    launch = Launch(x, batch, (n,), step=True)
+    kernel = forward_kernel(key, saved, scalar_flags(coefs), lengths is not None, dtype, fed=True)
+    with launch.on_device():
+        product, wt, now = torch.empty_like(fed), weight.detach().to(dtype).t(), torch.empty_like(fed)
+        oldest_first = late.detach().to(dtype).flip(0).unsqueeze(1)
+        tensors = [x, product, fed, *flat_lengths(lengths, steps), *final, *flat_coefs(coefs, (n,), dtype)]
+        tensors += [y, *final, *stores]
+        for t in range(steps):
+            z = arrived[t] if keep else now
+            torch.sum(oldest_first * sent[t : t + places], 0, out=z)
+            torch.mm(z, wt, out=product)
+            launch(kernel, tensors, t, t + 1)
+            sent[places + t].copy_(fed)
+    return y, final, arrived, stores
+
+
+def backward_late(
+    key: str,
+    gy: Tensor,
+    gfinal: Sequence[Tensor],
+    y: Tensor,
+    state: Sequence[Tensor],
+    coefs: Sequence[Tensor],
+    weight: Tensor,
+    late: Tensor,
+    stores: Sequence[Tensor],
+    lengths: Tensor | None,
+    need_coefs: tuple[bool, ...],
+) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
+    """Run the recurrent backward of :func:`forward_late`.
+
+    Returns:
+        gradient of the drive ``(T, B, N)`` in float32, of the initial state, of ``late``, and the wanted coefficients' gradients
+        per neuron and sample.
+    """
+    p = program(key)
+    plan = plan_for(key, True, need_coefs)
+    steps, batch, n = gy.shape
+    dtype, places = compute_dtype(gy), len(late)
+    gy = gy.detach().contiguous()
+    gx = torch.zeros_like(gy, dtype=dtype) if p.grad_x is None else torch.empty_like(gy, dtype=dtype)
+    gstate = [g.detach().to(dtype).clone(memory_format=torch.contiguous_format) for g in gfinal]
+    gfed = gy.new_zeros((batch, n), dtype=dtype)
+    sums = [torch.zeros_like(gfed) for i in plan.grad_coefs if i is not None]
+    glate = late.new_zeros(late.shape)
+    if not gy.numel():
+        return gx, gstate, glate, sums
+    launch = Launch(gy, batch, (n,), step=True)
+    kernel = backward_kernel(key, plan, scalar_flags(coefs), lengths is not None, dtype, fed=True)
+    ends = flat_lengths(lengths, steps)
+    # what reaches the spikes of a step through the product of each step; nothing does behind the last one
+    garrived = gy.new_zeros((steps + places, batch, n), dtype=dtype)
+    with launch.on_device():
+        w, weights = weight.detach().to(dtype), late.detach().to(dtype).unsqueeze(1)
+        before = [state[k].detach().to(dtype).contiguous() for k in plan.prior]
+        tensors = [gy, gfed, *([torch.zeros_like(gfed), *ends] if ends else []), *before]
+        tensors += [*flat_coefs(coefs, (n,), dtype), *stores]
+        tensors += [*gstate, *([gx] if plan.grad_x is not None else []), *gstate, *sums]
+        for t in reversed(range(steps)):
+            torch.sum(weights * garrived[t + 1 : t + 1 + places], 0, out=gfed)
+            launch(kernel, tensors, t, t + 1)
+            torch.mm(gx[t], w, out=garrived[t])
+        for d in range(min(places, steps - 1)):
+            glate[d] = (garrived[d + 1 : steps] * y[: steps - 1 - d]).sum((0, 1))
+    return gx, gstate, glate, sums

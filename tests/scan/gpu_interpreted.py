@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spiketide import spike
 from spiketide.errors import EngineError
-from spiketide.scan import Dynamics, gpu, recurrent_scan, scan
+from spiketide.scan import Delayed, Dynamics, gpu, recurrent_scan, scan
 from spiketide.scan.dynamics import register
 from spiketide.surrogate import ATan, FastSigmoid, MultiGaussian, Sigmoid, Surrogate
 
@@ -410,6 +410,44 @@ def test_recurrent_parity(
 
     # the matrix and the outputs before the first step are compared like coefficients
     compare(run, o._replace(coefs=[*o.coefs, weight, previous]), ends)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "lengths", "places"),
+    [
+        ("lif", torch.float32, None, 3),
+        ("alif", torch.float64, [9, 0, 4], 12),
+        ("alif", torch.bfloat16, None, 1),
+    ],
+)
+def test_delayed_recurrent_parity(
+    name: str, dtype: torch.dtype, lengths: list[int] | None, places: int
+) -> None:
+    case, n, steps = CASES[name], 24, 9
+    arithmetic = torch.float32 if dtype in HALF else dtype
+    ends = None if lengths is None else torch.tensor(lengths)
+    o = draw(case, steps, shape=(n,), dtype=dtype)
+    weight, late = dyadic(n, n).to(arithmetic), dyadic(places, n, seed=3).to(arithmetic)
+    before = (dyadic(places, 3, n, seed=2) > 0.2).to(arithmetic)
+    if ends is not None:
+        o.x[torch.arange(steps).unsqueeze(1) >= ends] = float("nan")
+
+    def run(engine: str, x: Tensor, state: Sequence[Tensor], coefs: Sequence[Tensor]) -> Any:
+        *coefs, w, kernel, first = coefs
+        y, (*final, last) = recurrent_scan(
+            case.dynamics,
+            x,
+            state,
+            coefs,
+            case.surrogate,
+            Delayed(w, kernel, first),
+            previous=first[-1],
+            engine=engine,
+            lengths=ends,
+        )
+        return y, (final[0] + 0.5 * last, *final[1:])
+
+    compare(run, o._replace(coefs=[*o.coefs, weight, late, before]), ends)
 
 
 def test_recurrent_products_stay_float32_under_autocast() -> None:

@@ -203,14 +203,14 @@ def test_who_has_the_fused_loop() -> None:
     assert not Recurrent(LIF(4), Sequential(Dense(4, 5), AxonalDelay(5, 2), Dense(5, 4)))._late()
 
 
-def test_half_precision_and_autocast() -> None:
+def test_under_autocast_the_loop_stays_float32() -> None:
     fused, _ = layers(LIF(20, tau_mem=5.0, threshold=0.5), 1.0)
     fused.float()
     x = 0.6 * torch.rand(12, 3, 20)
     y, _ = fused(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         z, _ = fused(x)
-    assert z.dtype == torch.float32 and float((y != z).float().mean()) < 0.1
+    assert torch.equal(y, z) and float(y.detach().sum()) > 10
 
 
 @pytest.mark.filterwarnings(
