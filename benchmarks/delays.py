@@ -231,7 +231,7 @@ def recurrence(rounds: int) -> dict[str, Any]:
 
     def stepped(width: float) -> st.Recurrent:
         model = layer(width)
-        model._late = lambda: False  # type: ignore[method-assign]
+        model._late = lambda: None  # type: ignore[method-assign]
         return model
 
     rows, matrix = torch.rand(STEPS * BATCH, n), torch.rand(n, n)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .errors import NonFiniteError, ParameterError, ShapeError
 from .layer import Layer
 from .neurons.base import Neuron
+from .norms import Dropout
 from .scan.delayed import Delayed
 from .shapes import check_input, check_lengths, check_state, silence_padding, time_mask
 from .synapses.base import Synapse
@@ -159,9 +160,9 @@ class Recurrent(Layer):
     """A neuron population whose spikes come back to it one step later, through a synapse.
 
     ``s[t] = neuron(x[t] + synapse(s[t-1]))``, with ``s[-1] = 0``. With a :class:`Dense` synapse the whole recurrence is one
-    fused loop; with learnt delays in front of it, ``Sequential(AxonalDelay(n, d), Dense(n, n))``, too: a spike then
-    comes back 1 to ``d + 1`` steps later. With another stateless synapse it runs on the reference engine; a synapse with a state
-    of its own is stepped.
+    fused loop; with learnt delays in front of it or dropout behind it, ``Sequential(AxonalDelay(n, d), Dense(n, n),
+    Dropout(p))`` or a part of that, too: a spike then comes back 1 to ``d + 1`` steps later. With another stateless synapse it
+    runs on the reference engine; a synapse with a state of its own is stepped.
 
     Example:
         >>> import torch
@@ -242,43 +243,69 @@ class Recurrent(Layer):
                 x, inner, lengths=lengths, feedback=lambda s: self.synapse(s.unsqueeze(0))[0].squeeze(0)
             )
             return y, (end, ())
-        if self._late():
-            return self._delayed(x, inner, outer, lengths)
+        if (parts := self._late()) is not None:
+            return self._delayed(x, inner, outer, lengths, *parts)
         return self._step_by_step(x, inner, outer, lengths)
 
-    def _late(self) -> bool:
-        """Whether the synapse is a delay for each neuron and then a matrix, which has a loop of its own."""
+    def _late(self) -> tuple[AxonalDelay | None, Dense, Dropout | None] | None:
+        """Delays, matrix and dropout of a synapse that consists of these in this order, which has a loop of its own."""
         parts = list(self.synapse) if type(self.synapse) is Sequential else []
-        return (
-            len(parts) == 2
-            and type(parts[0]) is AxonalDelay
-            and type(parts[1]) is Dense
-            and parts[0].n == parts[1].n_in == parts[1].n_out
-            and self.neuron.shape == (parts[0].n,)
-            and self.neuron.checkpoint is None
-            and not torch.compiler.is_compiling()
-        )
+        delay = parts.pop(0) if parts and type(parts[0]) is AxonalDelay else None
+        dropout = parts.pop() if parts and type(parts[-1]) is Dropout else None
+        if len(parts) != 1 or type(parts[0]) is not Dense or self.neuron.checkpoint is not None:
+            return None
+        dense = parts[0]
+        if not (self.neuron.shape == (dense.n_in,) == (dense.n_out,)) or torch.compiler.is_compiling():
+            return None
+        if delay is not None and cast(AxonalDelay, delay).n != dense.n_in:
+            return None
+        return cast("AxonalDelay | None", delay), dense, cast("Dropout | None", dropout)
 
     def _delayed(
-        self, x: Tensor, inner: State | None, outer: State | None, lengths: Tensor | None
+        self,
+        x: Tensor,
+        inner: State | None,
+        outer: State | None,
+        lengths: Tensor | None,
+        delay: AxonalDelay | None,
+        dense: Dense,
+        dropout: Dropout | None,
     ) -> tuple[Tensor, State]:
-        delay, dense = cast("tuple[AxonalDelay, Dense]", tuple(cast(Sequential, self.synapse)))
-        frames, _ = (None, ()) if outer is None else outer
-        if frames is not None:
-            check_state(delay, frames, delay.initial_state(x))
+        parts = list(cast(Sequential, self.synapse))
+        begin = [None] * len(parts) if outer is None else list(outer)
+        if len(begin) != len(parts):
+            raise ShapeError(
+                f"Recurrent expected the states of its synapse's {len(parts)} layers, got {len(begin)}."
+            )
         if inner is not None:
             check_state(self.neuron, inner, self.initial_state(x)[0])
-        before = past = None
         first = x.new_zeros(x.shape[1:]) if inner is None else inner[-1]
-        if inner is not None or frames is not None:
-            past = (delay.initial_state(x) if frames is None else frames)[0].transpose(0, 1)
-            before = torch.cat([past, first.unsqueeze(0)])
-        drive = x if dense.bias is None else x + dense.bias
-        feedback = Delayed(dense.weight, delay.kernel().t(), before)
+        states: list[State] = []
+        late, before, past, mask = dense.weight.new_ones(1, dense.n_in), None, None, None
+        if delay is not None:
+            late, frames = delay.kernel().t(), begin[0]
+            if frames is not None:
+                check_state(delay, frames, delay.initial_state(x))
+            if inner is not None or frames is not None:
+                past = (delay.initial_state(x) if frames is None else frames)[0].transpose(0, 1)
+                before = torch.cat([past, first.unsqueeze(0)])
+        elif inner is not None:
+            before = first.unsqueeze(0)
+        if dropout is not None:
+            drawn = dropout.begin(x, begin[-1])
+            mask = drawn[0].detach() if drawn else None
+        drive = x
+        if dense.bias is not None:
+            drive = x + (dense.bias if mask is None else mask * dense.bias)
+        feedback = Delayed(dense.weight, late, before, mask)
         y, end = self.neuron(drive, inner, lengths=lengths, feedback=feedback)
-        # what the delay has seen: the outputs up to the last but one
-        seen = torch.cat([first.unsqueeze(0), y[:-1]]) if len(y) else y
-        return y, (end, ((delay.remember(past, seen, lengths),), ()))
+        if delay is not None:  # it has seen the outputs up to the last but one
+            seen = torch.cat([first.unsqueeze(0), y[:-1]]) if len(y) else y
+            states.append((delay.remember(past, seen, lengths),))
+        states.append(())
+        if dropout is not None:
+            states.append(drawn)
+        return y, (end, tuple(states))
 
     def _step_by_step(
         self, x: Tensor, inner: State | None, outer: State | None, lengths: Tensor | None

@@ -192,16 +192,19 @@ class Dropout(Layer):
             return ()
         return (functional.dropout(x.new_ones(x.shape[1:]), self.p, training=True),)
 
+    def begin(self, x: Tensor, state: State | None) -> State:
+        """The state to go on from for ``x (T, B, *N)``: as given and checked, or drawn."""
+        if state is None:
+            return self.initial_state(x)
+        check_state(self, state, (x.new_empty(x.shape[1:]),) if self.training and self.p > 0.0 else ())
+        return state
+
     def forward(
         self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Multiply every step by the mask of its sample."""
         check_input(self, x, tuple(x.shape[2:]) if isinstance(x, Tensor) else (), lengths)
-        if state is None:
-            state = self.initial_state(x)
-        else:
-            expected = (x.new_empty(x.shape[1:]),) if self.training and self.p > 0.0 else ()
-            check_state(self, state, expected)
+        state = self.begin(x, state)
         return silence_padding(x * state[0] if state else x, lengths), state
 
     def extra_repr(self) -> str:

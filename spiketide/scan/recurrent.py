@@ -206,13 +206,18 @@ def depart(carry, ring, now, s, index, kernel, used, glate):
 
 
 def _forward_source(
-    p: Program, saved: Sequence[int], dtype: torch.dtype, late: bool = False, keep: bool = False
+    p: Program,
+    saved: Sequence[int],
+    dtype: torch.dtype,
+    late: bool = False,
+    keep: bool = False,
+    masked: bool = False,
 ) -> str:
     body = Forward(p, saved, False, dtype, saved)
     states = [f"s{k}" for k in range(len(p.state))]
     coefs = [f"k{k}" for k in range(len(p.coefs))]
     stores = [f"z{q}" for q in range(len(saved))]
-    feedback = ["late", "begin", "stop"] if late else ["first"]
+    feedback = ["late", "begin", "stop", *(["mask"] if masked else [])] if late else ["first"]
     kept = ["arrived"] if keep else []
     args = ["x", "w", *feedback, "l", *states, *coefs, "y", *stores, *kept, "most"]
     text = HEADER + _TILES + _SPIKED + _ADD_ROWS + _FRONT_PRODUCT + (_ARRIVE if late else "")
@@ -240,7 +245,8 @@ def _forward_source(
     text += indent([f"    {a}[t, lo + j] = 0" for a in kept] + ["continue"], 5)
     source = "ring[i, t % places]" if late else "first[lo:hi] if t == 0 else y[t - 1, lo:hi]"
     text += indent(["current = x[t, lo:hi]", f"s = {source}"], 4)
-    text += indent(["for j in range(n):", "    x_[j] = current[j]", "    r[j] = s[j]"], 4)
+    begin = "0" if masked else "current[j]"  # what is masked comes first, alone
+    text += indent(["for j in range(n):", f"    x_[j] = {begin}", "    r[j] = s[j]"], 4)
     if late:  # the row is free for the step that comes once all its places have passed
         text += indent(["    s[j] = 0", *(f"    {a}[t, lo + j] = r[j]" for a in kept)], 4)
     text += indent(["c = spiked(r, index[i])", "count[i] = c", "spikes += c"], 4)
@@ -254,6 +260,9 @@ def _forward_source(
         ["b = 4 * u + i", "lo = b * n", "hi = lo + n", "x_ = drive[i]", *rows(["y"]), "if t >= l[b]:"], 4
     )
     text += indent(["for j in range(n):", "    y_[j] = 0", "continue"], 5)
+    if masked:
+        text += indent(["current = x[t, lo:hi]", "part = mask[lo:hi]", "for j in range(n):"], 4)
+        text += indent(["x_[j] = current[j] + part[j] * x_[j]"], 5)
     text += indent([*rows([*states], "lo:hi"), *rows(coefs, "0:n"), *rows(stores), "for j in range(n):"], 4)
     text += indent(body.body, 5)
     if late:
@@ -282,14 +291,16 @@ def _neighbours(each: Sequence[str]) -> str:
     return text + indent([*each, "hi += n", "k += 1"], 5) + indent(["wide = hi - lo"], 4)
 
 
-def _backward_source(p: Program, plan: Plan, dtype: torch.dtype, late: bool = False) -> str:
+def _backward_source(
+    p: Program, plan: Plan, dtype: torch.dtype, late: bool = False, masked: bool = False
+) -> str:
     body = Backward(p, plan, False, dtype)
     states = [f"s{k}" for k in range(len(p.state)) if k in plan.prior]
     coefs = [f"k{k}" for k in range(len(p.coefs))]
     stores = [f"z{q}" for q in range(len(plan.saved))]
     grads = [f"g{k}" for k in range(len(p.state))]
     sums = [f"q{k}" for k, i in enumerate(plan.grad_coefs) if i is not None]
-    feedback = ["y", "late", "used"] if late else ["glast"]
+    feedback = ["y", "late", "used", *(["mask"] if masked else [])] if late else ["glast"]
     args = ["gy", "wt", *feedback, "l", *states, *coefs, *stores, "gx", *grads, *sums]
     args.append("glate" if late else "gfirst")
     kind = "F32" if dtype == torch.float32 else "F64"
@@ -335,7 +346,12 @@ def _backward_source(p: Program, plan: Plan, dtype: torch.dtype, late: bool = Fa
     text += indent(["if t > 0:"], 4) + indent([*later, "for j in range(wide):"], 5) + indent(body.later, 6)
     text += indent(["else:"], 4) + indent(["for j in range(wide):"], 5) + indent(body.first, 6)
     text += indent(
-        ["keep = kept[i * n : k * n]", "for j in range(wide):", "    keep[j] = gx_[j]", "i = k"], 4
+        [
+            *["keep = kept[i * n : k * n]", *(["part = mask[lo:hi]"] * masked), "for j in range(wide):"],
+            "    keep[j] = gx_[j] * part[j]" if masked else "    keep[j] = gx_[j]",
+            "i = k",
+        ],
+        4,
     )
     text += indent(["back_product(carry, g, wt)"], 3)
     if late:
@@ -352,14 +368,20 @@ def _backward_source(p: Program, plan: Plan, dtype: torch.dtype, late: bool = Fa
 
 @functools.cache
 def _forward(
-    key: str, saved: tuple[int, ...], dtype: torch.dtype, late: bool = False, keep: bool = False
+    key: str,
+    saved: tuple[int, ...],
+    dtype: torch.dtype,
+    late: bool = False,
+    keep: bool = False,
+    masked: bool = False,
 ) -> Kernel:
-    return compile_printed(_forward_source(program(key), saved, dtype, late, keep), "recurrent_forward")
+    text = _forward_source(program(key), saved, dtype, late, keep, masked)
+    return compile_printed(text, "recurrent_forward")
 
 
 @functools.cache
-def _backward(key: str, plan: Plan, dtype: torch.dtype, late: bool = False) -> Kernel:
-    return compile_printed(_backward_source(program(key), plan, dtype, late), "recurrent_backward")
+def _backward(key: str, plan: Plan, dtype: torch.dtype, late: bool = False, masked: bool = False) -> Kernel:
+    return compile_printed(_backward_source(program(key), plan, dtype, late, masked), "recurrent_backward")
 
 
 def _steps(lengths: Tensor | None, steps: int, batch: int) -> Any:
@@ -460,12 +482,14 @@ def forward_late(
     coefs: Sequence[Tensor],
     weight: Tensor,
     late: Tensor,
+    mask: Tensor | None,
     lengths: Tensor | None,
     need_coefs: tuple[bool, ...] | None,
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
     """Run the fused forward with spikes that arrive late, from silence.
 
-    Shapes: as :func:`forward`; ``late (P, N)``: what of a spike arrives 1 to ``P`` steps later.
+    Shapes: as :func:`forward`; ``late (P, N)``: what of a spike arrives 1 to ``P`` steps later; ``mask (B, N)``: factors of what
+    comes out of the matrix.
 
     Returns:
         outputs, final state, what arrived ``(T, B, N)`` (empty without gradients), saved tensors.
@@ -484,13 +508,15 @@ def forward_late(
             late.detach().t().contiguous().numpy(),
             begin,
             stop,
+            *([] if mask is None else [mask.detach().to(dtype).contiguous().numpy().reshape(-1)]),
             _steps(lengths, steps, batch),
         ]
         args += [s.numpy().reshape(-1) for s in final]
         args += flat_coefs([c.detach() for c in coefs], tiles.ROWS, (n,), dtype)
         args += [t.numpy().reshape(steps, -1) for t in (y, *stores, *([arrived] if keep else []))]
         args.append(ROWS_UP_TO)
-        launch(_forward(key, saved, dtype, True, keep), steps * batch * n * _PER_STEP, args)
+        kernel = _forward(key, saved, dtype, True, keep, mask is not None)
+        launch(kernel, steps * batch * n * _PER_STEP, args)
     return y, final, arrived, stores
 
 
@@ -512,6 +538,7 @@ def backward_late(
     coefs: Sequence[Tensor],
     weight: Tensor,
     late: Tensor,
+    mask: Tensor | None,
     stores: Sequence[Tensor],
     lengths: Tensor | None,
     need_coefs: tuple[bool, ...],
@@ -538,6 +565,7 @@ def backward_late(
             y.detach().contiguous().numpy().reshape(steps, -1),
             late.detach().contiguous().numpy(),
             (late.detach() != 0).any(1).numpy(),
+            *([] if mask is None else [mask.detach().to(dtype).contiguous().numpy().reshape(-1)]),
             _steps(lengths, steps, batch),
         ]
         args += [state[k].detach().to(dtype).contiguous().numpy().reshape(-1) for k in plan.prior]
@@ -546,7 +574,7 @@ def backward_late(
         args.append(gx.numpy().reshape(steps, -1))
         args += [g.numpy().reshape(-1) for g in (*gstate, *sums)]
         args.append(glate.numpy())
-        launch(_backward(key, plan, dtype, True), steps * batch * n * _PER_STEP, args)
+        launch(_backward(key, plan, dtype, True, mask is not None), steps * batch * n * _PER_STEP, args)
     if p.grad_x is None and gx.numel():
         gx.zero_()
     return gx, gstate, glate.sum(0), sums

@@ -135,12 +135,14 @@ def forward_late(
     coefs: Sequence[Tensor],
     weight: Tensor,
     late: Tensor,
+    mask: Tensor | None,
     lengths: Tensor | None,
     need_coefs: tuple[bool, ...] | None,
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
     """Run the recurrent forward with spikes that arrive late, from silence.
 
-    Shapes: as :func:`forward`; ``late (P, N)``: what of a spike arrives 1 to ``P`` steps later.
+    Shapes: as :func:`forward`; ``late (P, N)``: what of a spike arrives 1 to ``P`` steps later; ``mask (B, N)``: factors of what
+    comes out of the matrix.
 
     Returns:
         outputs, final state, what arrived ``(T, B, N)`` (empty without gradients), saved tensors.
@@ -161,6 +163,7 @@ def forward_late(
     kernel = forward_kernel(key, saved, scalar_flags(coefs), lengths is not None, dtype, fed=True)
     with launch.on_device():
         product, wt, now = torch.empty_like(fed), weight.detach().to(dtype).t(), torch.empty_like(fed)
+        factors = None if mask is None else mask.detach().to(dtype)
         oldest_first = late.detach().to(dtype).flip(0).unsqueeze(1)
         tensors = [x, product, fed, *flat_lengths(lengths, steps), *final, *flat_coefs(coefs, (n,), dtype)]
         tensors += [y, *final, *stores]
@@ -168,6 +171,8 @@ def forward_late(
             z = arrived[t] if keep else now
             torch.sum(oldest_first * sent[t : t + places], 0, out=z)
             torch.mm(z, wt, out=product)
+            if factors is not None:
+                product.mul_(factors)
             launch(kernel, tensors, t, t + 1)
             sent[places + t].copy_(fed)
     return y, final, arrived, stores
@@ -182,6 +187,7 @@ def backward_late(
     coefs: Sequence[Tensor],
     weight: Tensor,
     late: Tensor,
+    mask: Tensor | None,
     stores: Sequence[Tensor],
     lengths: Tensor | None,
     need_coefs: tuple[bool, ...],
@@ -218,7 +224,7 @@ def backward_late(
         for t in reversed(range(steps)):
             torch.sum(weights * garrived[t + 1 : t + 1 + places], 0, out=gfed)
             launch(kernel, tensors, t, t + 1)
-            torch.mm(gx[t], w, out=garrived[t])
+            torch.mm(gx[t] if mask is None else gx[t] * mask, w, out=garrived[t])
         for d in range(min(places, steps - 1)):
             glate[d] = (garrived[d + 1 : steps] * y[: steps - 1 - d]).sum((0, 1))
     return gx, gstate, glate, sums

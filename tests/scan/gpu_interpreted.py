@@ -429,6 +429,7 @@ def test_delayed_recurrent_parity(
     o = draw(case, steps, shape=(n,), dtype=dtype)
     weight, late = dyadic(n, n).to(arithmetic), dyadic(places, n, seed=3).to(arithmetic)
     before = (dyadic(places, 3, n, seed=2) > 0.2).to(arithmetic)
+    mask = None if places == 3 else 1.25 * (dyadic(3, n, seed=4) > -0.2).to(arithmetic)
     if ends is not None:
         o.x[torch.arange(steps).unsqueeze(1) >= ends] = float("nan")
 
@@ -440,7 +441,7 @@ def test_delayed_recurrent_parity(
             state,
             coefs,
             case.surrogate,
-            Delayed(w, kernel, first),
+            Delayed(w, kernel, first, mask),
             previous=first[-1],
             engine=engine,
             lengths=ends,

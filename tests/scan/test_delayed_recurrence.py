@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from spiketide import ALIF, LIF, Dense, LeakyIntegrator, Recurrent, Sequential
+from spiketide import ALIF, LIF, Dense, Dropout, LeakyIntegrator, Recurrent, Sequential
 from spiketide.errors import EngineError, ShapeError
 from spiketide.scan import Delayed, Dynamics, recurrent_scan
 from spiketide.surrogate import ATan
@@ -28,7 +28,7 @@ LEAKY = Dynamics(("v",), ("decay", "threshold"), step)
 
 
 def operands(
-    places: int, *, steps: int = 18, batch: int = 9, n: int = 21, before: bool = False
+    places: int, *, steps: int = 18, batch: int = 9, n: int = 21, before: bool = False, mask: bool = False
 ) -> dict[str, Tensor]:
     torch.manual_seed(0)
     kinds: dict[str, Any] = {"dtype": torch.float64}
@@ -42,14 +42,16 @@ def operands(
         "decay": 0.5 + 0.4 * torch.rand(n, **kinds),
         "threshold": torch.tensor(0.9, **kinds),
     }
+    if mask:
+        given["mask"] = (torch.rand(batch, n, **kinds) > 0.3) / 0.7
     if before:
         given["before"] = (torch.rand(places, batch, n) < 0.2).double()
-    return {name: value.requires_grad_() for name, value in given.items()}
+    return {name: value.requires_grad_(name != "mask") for name, value in given.items()}
 
 
 def outcome(given: dict[str, Tensor], engine: str, lengths: Tensor | None) -> dict[str, Tensor]:
     before = given.get("before")
-    feedback = Delayed(given["weight"], given["late"], before)
+    feedback = Delayed(given["weight"], given["late"], before, given.get("mask"))
     previous = None if before is None else before[-1]
     coefs = given["decay"], given["threshold"]
     y, (v, last) = recurrent_scan(
@@ -65,16 +67,20 @@ def outcome(given: dict[str, Tensor], engine: str, lengths: Tensor | None) -> di
     )
     torch.manual_seed(1)
     loss = sum((part * torch.randn_like(part)).sum() for part in (y, v, last))
+    given = {name: value for name, value in given.items() if value.requires_grad}
     grads = torch.autograd.grad(loss, list(given.values()))
     found = {"y": y.detach(), "v": v.detach(), "last": last.detach()}
     return found | {f"gradient of {name}": g for name, g in zip(given, grads, strict=True)}
 
 
+@pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("lengths", [None, [18, 0, 1, 7, 18, 3, 17, 2, 9]])
 @pytest.mark.parametrize("places", [1, 5, 30])
-def test_the_fused_loop_is_the_reference(places: int, lengths: list[int] | None, before: bool) -> None:
-    given = operands(places, before=before)
+def test_the_fused_loop_is_the_reference(
+    places: int, lengths: list[int] | None, before: bool, mask: bool
+) -> None:
+    given = operands(places, before=before, mask=mask)
     ends = None if lengths is None else torch.tensor(lengths)
     fused, reference = (outcome(given, engine, ends) for engine in ("cpu", "reference"))
     assert 0.02 < float(fused["y"].mean()) < 0.9
@@ -120,21 +126,27 @@ def test_without_gradients_the_outputs_are_the_same() -> None:
     assert torch.equal(y, z.detach()) and float(y.sum()) > 10
 
 
-def layers(neuron: Any, width: float | None, n: int = 20) -> tuple[Recurrent, Recurrent]:
+def layers(
+    neuron: Any, width: float | None, n: int = 20, dropout: float | None = None, delay: bool = True
+) -> tuple[Recurrent, Recurrent]:
     """One that has the fused loop, and one that is stepped."""
     torch.manual_seed(2)
-    fused = Recurrent(neuron, Sequential(AxonalDelay(n, 6, width=width), Dense(n, n))).double()
+    parts = [AxonalDelay(n, 6, width=width)] * delay + [Dense(n, n)]
+    parts += [] if dropout is None else [Dropout(dropout)]
+    fused = Recurrent(neuron, Sequential(*parts)).double()
     stepped = Recurrent(fused.neuron, fused.synapse)
-    stepped._late = lambda: False  # type: ignore[method-assign]
+    stepped._late = lambda: None  # type: ignore[method-assign]
     return fused, stepped
 
 
-@pytest.mark.parametrize("width", [None, 1.0, 0.2])
+@pytest.mark.parametrize(
+    "width, dropout, delay", [(None, None, True), (1.0, 0.3, True), (0.2, None, True), (None, 0.4, False)]
+)
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("lengths", [None, [23, 0, 4, 20, 9]])
 @pytest.mark.parametrize("state", [False, True])
 def test_a_layer_is_itself_stepped(
-    width: float | None, mode: str, lengths: list[int] | None, state: bool
+    width: float | None, dropout: float | None, delay: bool, mode: str, lengths: list[int] | None, state: bool
 ) -> None:
     neuron = ALIF(20, tau_mem=5.0, tau_adapt=20.0, threshold=0.5, learn=("tau_mem", "tau_adapt"))
     found = []
@@ -142,16 +154,23 @@ def test_a_layer_is_itself_stepped(
     x = (1.6 * torch.rand(23, 5, 20, dtype=torch.float64)).requires_grad_()
     first = 1.6 * torch.rand(9, 5, 20, dtype=torch.float64)
     ends = None if lengths is None else torch.tensor(lengths)
-    for layer in layers(neuron, width):
+    for layer in layers(neuron, width, dropout=dropout, delay=delay):
         layer.train(mode == "train")
+        torch.manual_seed(5)  # of the mask
         begin = None
         if state:
             begin = tree_map(lambda leaf: leaf.detach().requires_grad_(), layer(first)[1])
+            if dropout is not None and mode == "train":  # a mask has no gradient
+                begin[1][-1][0].requires_grad_(False)
         y, end = layer(x, begin, lengths=ends)
         leaves = tree_leaves(end)
         torch.manual_seed(4)
         loss = sum((part * torch.randn_like(part)).sum() for part in (y, *leaves))
-        wanted = [x, *layer.parameters(), *(tree_leaves(begin) if state else [])]
+        wanted = [
+            x,
+            *layer.parameters(),
+            *(leaf for leaf in (tree_leaves(begin) if state else []) if leaf.requires_grad),
+        ]
         grads = torch.autograd.grad(loss, wanted, allow_unused=True)
         found.append([y, *leaves, *grads])
     assert 0.02 < float(found[0][0].detach().mean()) < 0.9
@@ -197,10 +216,13 @@ def test_graded_outputs_come_back_late_too() -> None:
 def test_who_has_the_fused_loop() -> None:
     delay, dense = AxonalDelay(4, 3), Dense(4, 4)
     assert Recurrent(LIF(4), Sequential(delay, dense))._late()
-    assert not Recurrent(LIF(4), Sequential(dense, delay))._late()
-    assert not Recurrent(LIF(4), Sequential(delay, dense, LeakyIntegrator(4)))._late()
-    assert not Recurrent(LIF(4, checkpoint=2), Sequential(delay, dense))._late()
-    assert not Recurrent(LIF(4), Sequential(Dense(4, 5), AxonalDelay(5, 2), Dense(5, 4)))._late()
+    assert Recurrent(LIF(4), Sequential(delay, dense, Dropout(0.1)))._late()
+    assert Recurrent(LIF(4), Sequential(dense, Dropout(0.1)))._late()
+    assert Recurrent(LIF(4), Sequential(dense, delay))._late() is None
+    assert Recurrent(LIF(4), Sequential(Dropout(0.1), dense))._late() is None
+    assert Recurrent(LIF(4), Sequential(delay, dense, LeakyIntegrator(4)))._late() is None
+    assert Recurrent(LIF(4, checkpoint=2), Sequential(delay, dense))._late() is None
+    assert Recurrent(LIF(4), Sequential(Dense(4, 5), AxonalDelay(5, 2), Dense(5, 4)))._late() is None
 
 
 def test_under_autocast_the_loop_stays_float32() -> None:
