@@ -115,6 +115,34 @@ class Normal(Init):
         return (self.mean + self.std * z).to(torch.get_default_dtype()).clamp(min=self.minimum)
 
 
+class HalfNormal(Init):
+    """Absolute values of normal draws around 0, ``x = |std z|`` with ``z ~ N(0, 1)``.
+
+    Example:
+        >>> import torch
+        >>> from spiketide.init import HalfNormal
+        >>> delays = HalfNormal(12.0)((1001,), generator=torch.Generator().manual_seed(0))
+        >>> bool(delays.min() >= 0), 7 < delays.median().item() < 9
+        (True, True)
+
+    Args:
+        std: Standard deviation before the sign is dropped, 0 or more.
+
+    Raises:
+        ParameterError: a negative or infinite ``std``.
+    """
+
+    def __init__(self, std: float) -> None:
+        _finite("HalfNormal", std=std)
+        if std < 0:
+            raise ParameterError(f"HalfNormal expected std of 0 or more, got {std!r}.")
+        self.std = float(std)
+
+    def __call__(self, shape: tuple[int, ...], *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws of ``shape``."""
+        return (self.std * torch.randn(shape, generator=generator)).abs()
+
+
 class LogNormal(Init):
     """Log-normal draws, ``x = median * exp(sigma * z)`` with ``z ~ N(0, 1)``: always positive.
 

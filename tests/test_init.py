@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from spiketide.errors import ParameterError, ShapeError
-from spiketide.init import Constant, Init, LogNormal, MultiGroup, Normal, Uniform, as_init
+from spiketide.init import Constant, HalfNormal, Init, LogNormal, MultiGroup, Normal, Uniform, as_init
 
 ALL = [
     Constant(3.0),
     Normal(20.0, 5.0),
     Normal(20.0, 5.0, minimum=1.0),
     LogNormal(20.0, 0.5),
+    HalfNormal(12.0),
     Uniform(5.0, 25.0),
     MultiGroup([Normal(20.0, 1.0), Normal(20.0, 5.0)]),
 ]
@@ -97,6 +98,8 @@ def test_as_init() -> None:
         lambda: Normal(0.0, -1.0),
         lambda: Normal(1.0, 1.0, minimum=1.0),
         lambda: Normal(1.0, 1.0, minimum=float("nan")),
+        lambda: HalfNormal(-1.0),
+        lambda: HalfNormal(float("inf")),
         lambda: LogNormal(0.0, 1.0),
         lambda: LogNormal(1.0, -1.0),
         lambda: Uniform(2.0, 1.0),

@@ -18,6 +18,7 @@ from torch.nn import functional
 from typing_extensions import Self
 
 from ..errors import NonFiniteError, ParameterError, ShapeError, unknown
+from ..init import Init
 from ..kernels import delay as kernels
 from ..layer import check_input, check_state
 from ..shapes import silence_padding
@@ -76,7 +77,7 @@ class _Delays(nn.Module):
         width: float | None,
         offset: float,
         round_in_eval: bool,
-        start: Tensor | float | str | None,
+        start: Tensor | Init | float | str | None,
     ) -> None:
         super().__init__()
         if isinstance(max_delay, bool) or not isinstance(max_delay, int) or max_delay < 0:
@@ -113,10 +114,12 @@ class _Delays(nn.Module):
             if isinstance(start, str):
                 if start != "every" or self.delay.shape[-1] != self.places:
                     raise ParameterError(
-                        f"{self.owner} expected start to be a number, a tensor, or 'every' with kernel_count = max_delay + 1 = "
-                        f"{self.places}, got {start!r} with {self.delay.shape[-1]}."
+                        f"{self.owner} expected start to be a number, a tensor, an initialiser, or 'every' with kernel_count = "
+                        f"max_delay + 1 = {self.places}, got {start!r} with {self.delay.shape[-1]}."
                     )
                 self.delay.copy_(torch.arange(self.places))
+            elif isinstance(start, Init):  # what it draws beyond the longest delay is put there
+                self.delay.copy_(start(tuple(self.delay.shape)).clamp(0.0, float(self.max_delay)))
             elif start is None:
                 nn.init.uniform_(self.delay, 0.0, self.max_delay + 1.0)
                 self.delay.clamp_(0.0, float(self.max_delay))
@@ -343,8 +346,9 @@ class SynapticDelay(_Delayed):
         density: connect each pair with this probability; not together with ``fan_in``.
         tail: silent steps appended to the sequence, so that what is under way at its end still arrives. With ``lengths``
             a sample then has ``lengths + tail`` valid steps (:meth:`lengths_after`). Only for a sequence's last chunk.
-        start: initial delays, one number or a tensor; ``None``: uniform; ``"every"``: the lags 0 to ``max_delay`` in turn,
-            one for each of ``kernel_count = max_delay + 1`` (not learnt, a dense temporal convolution).
+        start: initial delays, one number, a tensor or an initialiser (cut off at the longest delay); ``None``: uniform;
+            ``"every"``: the lags 0 to ``max_delay`` in turn, one for each of ``kernel_count = max_delay + 1`` (not learnt, a
+            dense temporal convolution).
 
     Raises:
         ParameterError: sizes, delays or widths out of range, an unknown interpolation.
@@ -379,7 +383,7 @@ class SynapticDelay(_Delayed):
         fan_in: int | None = None,
         density: float | None = None,
         tail: int = 0,
-        start: Tensor | float | str | None = None,
+        start: Tensor | Init | float | str | None = None,
     ) -> None:
         super().__init__()
         self.n_in = positive("SynapticDelay", "n_in", n_in)
@@ -513,7 +517,7 @@ class _ChannelDelay(_Delayed):
         offset: float = 0.27,
         round_in_eval: bool = True,
         tail: int = 0,
-        start: Tensor | float | str | None = None,
+        start: Tensor | Init | float | str | None = None,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
@@ -670,7 +674,7 @@ class DelayedConv2d(_Delayed):
         offset: float = 0.27,
         round_in_eval: bool = True,
         tail: int = 0,
-        start: Tensor | float | str | None = None,
+        start: Tensor | Init | float | str | None = None,
     ) -> None:
         super().__init__()
         self.c_in = positive("DelayedConv2d", "c_in", c_in)
