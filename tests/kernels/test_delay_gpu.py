@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 
@@ -51,3 +53,15 @@ def test_kernels_compile_ahead_of_time(name: str, capability: int) -> None:
     )
     assert code.asm["cubin"][:4] == b"\x7fELF"
     assert "fma" in code.asm["ptx"]
+
+
+def test_the_benchmark_goes_through_and_refuses_without_a_gpu() -> None:
+    command = [sys.executable, "benchmarks/gpu_delays.py", "--json"]
+    done = subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.strip().splitlines()[-1])
+    assert report["parity"] == "green" and report["dry_run"] is True
+    assert [row["what"] for row in report["rows"]] == ["synaptic delays", "axonal delays in recurrence"]
+    if not torch.cuda.is_available():
+        refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+        assert refused.returncode == 3 and "CUDA" in refused.stderr and not refused.stdout.strip()
