@@ -167,6 +167,12 @@ def _run_path(name: str, options: argparse.Namespace) -> Path:
         return path
     found = latest(Path(options.runs), name)
     if found is None:
+        from . import recipes
+
+        if name in recipes.names():
+            raise RunError(
+                f"the recipe {name} has no runs in {options.runs}/ yet: train it first with spiketide train {name}."
+            )
         raise RunError(f"{name} is neither a run folder nor a recipe with runs in {options.runs}/.")
     return found
 
@@ -253,13 +259,13 @@ def _reproduce(options: argparse.Namespace, overrides: list[str]) -> dict[str, A
 
 
 def _list(options: argparse.Namespace) -> dict[str, Any]:
-    rows = []
+    rows, wide = [], max(map(len, recipes.names()), default=0)
     for name in recipes.names():
         content = recipes.read(recipes.find(name)[1])
         rows.append({"recipe": name, "about": content.get("about", ""), "claim": content.get("claim")})
         claim = content.get("claim")
         paper = f"  [{claim['paper']}: {claim['metric']} {claim['value']}]" if claim else ""
-        _say(f"{name:<24} {content.get('about', '')}{paper}")
+        _say(f"{name:<{wide}} {content.get('about', '')}{paper}")
     return {"recipes": rows}
 
 
@@ -378,6 +384,9 @@ def _energy(options: argparse.Namespace) -> dict[str, Any]:
         on=options.on,
     )
     _say(table(found))
+    _say(
+        f"written to {Path(found['run']) / 'energy.json'}; measured on {found['on']} data, neurons and biases included"
+    )
     return found
 
 

@@ -135,16 +135,16 @@ class Sequential(Layer):
         if state is None:
             state = self.initial_state(x)
         if not isinstance(state, tuple) or len(state) != len(self):
-            got = len(state) if isinstance(state, tuple) else type(state).__name__
+            got = len(state) if isinstance(state, tuple) else f"a {type(state).__name__}"
             raise ShapeError(
-                f"Sequential expected the states of {len(self)} layers, got {got}; pass None to begin."
+                f"Sequential expected a tuple of the states of its {len(self)} layers, got {got}; pass None to begin."
             )
         new = []
         for number, (layer, begin) in enumerate(zip(self, state, strict=True)):
             try:
                 x, end = layer(x, begin, lengths=lengths)
-            except NonFiniteError as error:
-                raise NonFiniteError(f"layer {number}: {error}") from error
+            except (NonFiniteError, ShapeError) as error:
+                raise type(error)(f"layer {number}: {error}") from error
             lengths = layer.lengths_after(lengths)
             new.append(end)
         return x, tuple(new)
@@ -318,6 +318,11 @@ class Recurrent(Layer):
         for t, current in enumerate(x.unbind(0)):
             part = None if lengths is None else (lengths - t).clamp(0, 1)
             back, outer = self.synapse(last.unsqueeze(0), outer, lengths=part)
+            if back.shape[1:] != current.shape:
+                raise ShapeError(
+                    f"Recurrent expected a synapse that gives {tuple(current.shape[1:])} for each sample and step, as its neuron "
+                    f"takes, got {tuple(back.shape[2:])} from {type(self.synapse).__name__}."
+                )
             y, begin = self.neuron(current.unsqueeze(0) + back, begin, lengths=part)
             if part is None:
                 last = y[0]
@@ -384,7 +389,7 @@ class Bidirectional(Layer):
         self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Run both directions over the whole sequence."""
-        if state:
+        if state is not None:
             raise ShapeError("Bidirectional has no state to go on from: it needs the whole sequence at once.")
         ahead, _ = self.ahead(x, lengths=lengths)
         back, _ = self.back(reverse(x, lengths), lengths=lengths)

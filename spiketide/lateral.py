@@ -109,7 +109,7 @@ class Normalized(_Owned):
         ParameterError: a synapse or neuron that is none, or a synapse that does not say what its outputs weigh.
         ShapeError: as the synapse and the neuron; outputs of the synapse that are not as many as neurons.
 
-    Reference: Zimmer, Pellegrini, Singh & Masquelier 2019 (notes, section 1).
+    Reference: Zimmer, Pellegrini, Singh & Masquelier 2019.
     """
 
     def __init__(self, synapse: Synapse, neuron: Neuron) -> None:
@@ -197,7 +197,7 @@ class Lateral(Normalized):
         ParameterError: as :class:`Normalized`; a neuron with a reset of its own or without a known leak; an unknown kind of
             connections; a decay of each neuron of a feature map.
 
-    Reference: Zimmer, Pellegrini, Singh & Masquelier 2019 (notes, section 2); Boerlin, Machens & Denève 2013. Differs: they leave
+    Reference: Zimmer, Pellegrini, Singh & Masquelier 2019; Boerlin, Machens & Denève 2013. Differs: they leave
         no choice of a free matrix.
     """
 
@@ -280,7 +280,7 @@ class NormalizedReadout(_Owned):
     Raises:
         ParameterError: as :class:`Normalized`; decay outside (0, 1).
 
-    Reference: Zimmer, Pellegrini, Singh & Masquelier 2019 (notes, section 3).
+    Reference: Zimmer, Pellegrini, Singh & Masquelier 2019.
     """
 
     def __init__(

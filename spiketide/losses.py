@@ -213,7 +213,7 @@ class Activity(Regulariser):
 
     Reference:
         Pellegrini, Zimmer, Masquelier 2021, arXiv 2011.06846; the released code has weight 0.1 and
-        ``by_depth`` (notes, sections 1.2 and 4). There padding counts in the mean; here it does not.
+        ``by_depth``. There padding counts in the mean; here it does not.
     """
 
     def __init__(self, *, weight: float, by_depth: bool = False) -> None:

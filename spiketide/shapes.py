@@ -40,7 +40,7 @@ def check_input(layer: object, x: Tensor, shape: tuple[int, ...], lengths: Tenso
     """
     name = type(layer).__name__
     if not isinstance(x, Tensor):
-        raise ShapeError(f"{name} expected a tensor (T, B, *N), got {type(x).__name__}.")
+        raise ShapeError(f"{name} expected a tensor (T, B, *N), got {type(x).__name__}.{no_tensor(x)}")
     if not x.is_floating_point():
         raise ShapeError(
             f"{name} expected floating point input, got {x.dtype}: spikes are floats here, convert with x.float()."
@@ -57,10 +57,12 @@ def check_input(layer: object, x: Tensor, shape: tuple[int, ...], lengths: Tenso
             )
         raise ShapeError(f"{name} expected {wanted}, got {tuple(x.shape)} with {x.dim()} axes.{hint}")
     if tuple(x.shape[2:]) != shape:
-        if len(shape) == 1 and shape[0] not in x.shape[:2]:
+        if not any(k in x.shape[:2] for k, have in zip(shape, x.shape[2:], strict=True) if k != have):
+            many = f"{shape[0]} features" if len(shape) == 1 else f"features {shape}"
+            got = x.shape[2] if len(shape) == 1 else tuple(x.shape[2:])
             raise ShapeError(
-                f"{name} expected {wanted}, {shape[0]} features a step, got {x.shape[2]} in {tuple(x.shape)}: change the size of "
-                "the layer or the features of the data."
+                f"{name} expected {wanted}, {many} a step, got {got} in {tuple(x.shape)}: change the size of the layer or the "
+                "features of the data."
             )
         raise ShapeError(
             f"{name} expected {wanted}, got {tuple(x.shape)}: is this batch-first or features-first? "
@@ -70,16 +72,46 @@ def check_input(layer: object, x: Tensor, shape: tuple[int, ...], lengths: Tenso
         check_lengths(name, x, lengths)
 
 
+def no_tensor(x: object) -> str:
+    """What to do with something that came in place of a tensor."""
+    if type(x).__module__ == "numpy":
+        return " Convert it: torch.from_numpy(x).float()."
+    if isinstance(x, tuple):
+        return " A layer returns (outputs, state): take the first, or put layers into spiketide.Sequential."
+    return ""
+
+
+def check_dtype(layer: object, x: Tensor, weight: Tensor) -> None:
+    """Refuse input of another type than the weights, which torch would refuse in words about its own kernels.
+
+    Raises:
+        ShapeError: they differ, and no autocast is there to convert.
+    """
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ShapeError(
+            f"{type(layer).__name__} expected input of {weight.dtype}, as its weights are, got {x.dtype}: convert it with "
+            f"x.to({weight.dtype}), or the layer with .to({x.dtype})."
+        )
+
+
 def check_lengths(name: str, x: Tensor, lengths: Tensor) -> None:
     """Refuse lengths that are not ``(B,)`` integers from 0 to ``T``.
 
     Values are looked at on the CPU only: on a GPU the look would wait for the device.
     """
+    if not isinstance(lengths, Tensor):
+        raise ShapeError(
+            f"{name} expected lengths as a tensor of integers, got {type(lengths).__name__}: torch.tensor(lengths)."
+        )
     counts = not (lengths.is_floating_point() or lengths.dtype == torch.bool)
     if lengths.dim() != 1 or lengths.shape[0] != x.shape[1] or not counts:
+        if counts:
+            remedy = "If x is batch-first, transpose it: x.transpose(0, 1)."
+        else:
+            remedy = "Convert them with lengths.long()."
         raise ShapeError(
             f"{name} expected lengths ({x.shape[1]},) of integers for input {tuple(x.shape)}, "
-            f"got {tuple(lengths.shape)} {lengths.dtype}. If x is batch-first, transpose it: x.transpose(0, 1)."
+            f"got {tuple(lengths.shape)} {lengths.dtype}. {remedy}"
         )
     if torch.compiler.is_compiling() or lengths.device.type != "cpu" or not lengths.numel():
         return

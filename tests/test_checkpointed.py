@@ -462,7 +462,7 @@ def test_a_layer_of_other_steps_and_wrong_input_are_refused() -> None:
     model = Checkpointed(network(), 7)
     with pytest.raises(ShapeError, match="lengths from 0 to T = 30, got 4 to 31"):
         model(x, lengths=torch.tensor([4, 31, 5]))
-    with pytest.raises(ShapeError, match="Sequential expected the states of 7 layers"):
+    with pytest.raises(ShapeError, match="Sequential expected a tuple of the states of its 7 layers"):
         model(x, ())
 
 

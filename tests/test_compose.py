@@ -79,7 +79,7 @@ def test_sequential_of_nothing_and_of_wrong_things() -> None:
         Sequential(torch.relu)  # type: ignore[arg-type]
     model = Sequential(LIF(3), LIF(3))
     for bad in ((), ((),), (None, None, None), [None, None], torch.zeros(2, 3)):
-        with pytest.raises(ShapeError, match="Sequential expected the states of 2 layers"):
+        with pytest.raises(ShapeError, match="Sequential expected a tuple of the states of its 2 layers"):
             model(x, bad)
     y2, _ = model(x, (None, None))  # a layer may begin while another goes on
     assert_same(y2, model(x)[0])

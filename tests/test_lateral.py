@@ -346,9 +346,11 @@ def test_compiled_and_in_half_precision() -> None:
 def test_the_page_on_convolutions_in_time_runs() -> None:
     page = Path(__file__).parents[1] / "docs" / "how-to" / "convolve_in_time.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     torch.manual_seed(0)
     names: dict[str, Any] = {}
-    exec(compile(blocks[0], str(page), "exec"), names)
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+    assert all(p.grad is not None for p in names["network"].parameters())
     assert tuple(names["spikes"].shape) == (100, 2, 16, 40) and tuple(names["more"].shape) == (1, 2, 16, 40)
     assert_fires(names["spikes"])

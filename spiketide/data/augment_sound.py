@@ -57,7 +57,7 @@ class WaveAugment:
         ParameterError: a negative shift, a chance outside [0, 1], or a range that is not finite and in order.
 
     Reference:
-        The three kinds are those of Zimmer et al. 2019 (notes, section 4), whose published run uses none. There: chance 0.8,
+        The three kinds are those of Zimmer et al. 2019, whose published run uses none. There: chance 0.8,
         background scaled by a coefficient on the power of the clip; here by a ratio in dB.
     """
 

@@ -295,7 +295,7 @@ class DeltaMel(FrontEnd):
         DataError: librosa is not installed, or a clip of fewer than 9 frames.
 
     Reference:
-        Zimmer, Pellegrini, Singh & Masquelier 2019 (notes, section 4), used too by Yin et al. 2021. ``padding``: their librosa
+        Zimmer, Pellegrini, Singh & Masquelier 2019, used too by Yin et al. 2021. ``padding``: their librosa
         (before 0.9) reflects by default, today's pads with zeros. Computed in double precision here: theirs is single, and in
         bands where almost nothing happens what they rescale to a deviation of 1 is rounding.
     """
@@ -411,7 +411,7 @@ class DecibelMel(FrontEnd):
         DataError: librosa is not installed.
 
     Reference:
-        Hammouamri et al. 2023 (notes, section 5). They resample with torchaudio's windowed sinc; here it is SciPy's polyphase
+        Hammouamri et al. 2023. They resample with torchaudio's windowed sinc; here it is SciPy's polyphase
         filter, which has another transition band just below 4 kHz.
     """
 

@@ -282,7 +282,8 @@ class FSDDClips(FSDDRecordings, Changing):
         **common: see :class:`~spiketide.data.base.DataModule`.
 
     Raises:
-        ParameterError: an unknown speaker, one speaker in two parts, or a clip shorter than a frame.
+        ParameterError: an unknown speaker, one speaker in two parts, a front end for another sample rate, or a clip shorter than
+            a frame.
         DataError: recordings missing, truncated or of another format, or librosa not installed.
 
     Reference: as :class:`FSDD`.
@@ -301,6 +302,12 @@ class FSDDClips(FSDDRecordings, Changing):
     ) -> None:
         super().__init__(held_out_speaker=held_out_speaker, validation_speaker=validation_speaker, **common)
         self.features: FrontEnd = DeltaMel(sample_rate=RATE, flatten=False) if features is None else features
+        rate = getattr(self.features, "sample_rate", RATE)
+        if rate != RATE:
+            raise ParameterError(
+                f"FSDDClips expected a front end for its {RATE} samples a second, got {type(self.features).__name__}(sample_rate="
+                f"{rate}): give it sample_rate={RATE} (--data.features.sample_rate {RATE})."
+            )
         if not clip_ms >= self.features.hop_ms:
             raise ParameterError(
                 f"FSDDClips expected clip_ms of {self.features.hop_ms} (one frame) or more, got {clip_ms!r}."

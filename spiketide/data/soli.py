@@ -58,7 +58,7 @@ class SoLi(DataModule):
 
     Reference:
         S. Wang et al., "Interacting with Soli", UIST 2016 (the data; their program turns floating values 0 to 1 into bytes,
-        as here). Pieces, the one channel and the left-out background as in Yin, Corradi & Bohté 2021 (notes, section 3.5).
+        as here). Pieces, the one channel and the left-out background as in Yin, Corradi & Bohté 2021.
         The data were not at hand: format and split file are those of the authors' repository, the reader is tested on files
         written in that format. Not known, and our choice: that values are floating in [0, 1], that background counts as
         unlabelled where a recording mixes it with a gesture, and which order the gestures of the paper have among the

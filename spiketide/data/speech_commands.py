@@ -116,7 +116,7 @@ class SpeechCommands(DataModule):
 
     Reference:
         P. Warden, arXiv 1804.03209, CC BY 4.0; checksums of the archives as torchaudio has them. 12 classes, 2300 and 260 pieces
-        of noise and ``balance="classes"`` as Zimmer et al. 2019 (notes, section 4), who test on the separate archive, validate
+        of noise and ``balance="classes"`` as Zimmer et al. 2019, who test on the separate archive, validate
         on it too, and draw the pieces for training and validation from the same noise. The 260 pieces for ``test="list"`` are
         as many as SpikingJelly's reproduction has. Only 300 clips of version 1, without noise, were at hand here.
     """

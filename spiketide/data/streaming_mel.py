@@ -112,7 +112,7 @@ class StreamingMel(CausalFrontEnd):
         ShapeError: sound that is not one axis of samples.
 
     Reference:
-        Zimmer, Pellegrini, Singh & Masquelier 2019 (notes, section 4) have the three channels. Theirs divide by the maximum
+        Zimmer, Pellegrini, Singh & Masquelier 2019 have the three channels. Theirs divide by the maximum
         and by the deviation of the whole clip, and look half a fit ahead. ``start`` are the rounded values over training
         recordings of spoken digits.
     """
@@ -135,7 +135,9 @@ class StreamingMel(CausalFrontEnd):
     ) -> None:
         if normalise not in ("running", "none"):
             raise ParameterError(unknown("normalise", normalise, ("running", "none")))
-        if n_mels < 1 or sample_rate < 1 or not 0 <= f_min < f_max <= sample_rate / 2:
+        if sample_rate < 1:
+            raise ParameterError(f"StreamingMel expected a sample_rate above 0 (Hz), got {sample_rate!r}.")
+        if n_mels < 1 or not 0 <= f_min < f_max <= sample_rate / 2:
             raise ParameterError(
                 f"StreamingMel expected n_mels of 1 or more and 0 <= f_min < f_max <= {sample_rate / 2} Hz, got {n_mels}, "
                 f"{f_min} and {f_max}."

@@ -68,7 +68,7 @@ class Cepstra:
         DataError: librosa is not installed.
 
     Reference:
-        S. B. Davis, P. Mermelstein, IEEE Trans. ASSP 28(4), 1980. Sizes as in the notes on Yin et al., section 3.8; what they
+        S. B. Davis, P. Mermelstein, IEEE Trans. ASSP 28(4), 1980. Sizes as in Yin et al. 2021; what they
         leave open (window, pre-emphasis, floor, mel scale, width of the differences) is our choice of the usual.
     """
 
@@ -178,9 +178,9 @@ class TIMIT(DataModule):
 
     Reference:
         J. S. Garofolo et al., "TIMIT Acoustic-Phonetic Continuous Speech Corpus", LDC93S1, 1993. Features, their scaling by
-        training extremes, pieces of 100 frames and the 61 labels a frame as in Yin, Corradi & Bohté 2021 (notes, section
-        3.8), who score a validation set that the notes do not describe and show each frame for 5 steps (repeat them in the
-        network if wanted). The corpus was not at hand: the reader is tested on files written in its format. Not known:
+        training extremes, pieces of 100 frames and the 61 labels a frame as in Yin, Corradi & Bohté 2021, who score a validation
+        set that is not described and show each frame for 5 steps (repeat them in the network if wanted). The corpus was not at
+        hand: the reader is tested on files written in its format. Not known:
         whether they leave out the SA sentences (their 13 134 training pieces speak for it), and what they do with the last,
         shorter piece.
     """

@@ -91,7 +91,7 @@ class LevelCrossing:
         DataError: no samples, fewer than the smoothing window, NaN or infinity, or a threshold too fine for the signal.
 
     Reference:
-        Yin, Corradi & Bohté 2020 and 2021, ECG (notes, section 3.1): ``difference``, after normalisation; one source has
+        Yin, Corradi & Bohté 2020 and 2021, ECG: ``difference``, after normalisation; one source has
         ``smooth=(5, 3)`` and ``L = 0.03``, another ``L = 0.3`` without smoothing. How they normalise, and which of the two
         made the published files, is not known. Send-on-delta: M. Miskowicz, Sensors 6, 2006. Several events a step are our
         own way to write large steps into sampled time.

@@ -54,9 +54,9 @@ class Population(Encoder):
         DataError: an empty batch, NaN or Inf, values outside [0, 1].
 
     Reference:
-        Yin et al. 2020, S-MNIST (notes, section 3.2 a): 80 cells, densities, and in the variant with spikes a
+        Yin et al. 2020, S-MNIST: 80 cells, densities, and in the variant with spikes a
         trainable threshold that begins at 0.2 (``Population(80, density=True, learn_threshold=True)``), with their
-        Gaussian surrogate; here it is learnt within its range. The notes do not say where their index begins; here
+        Gaussian surrogate; here it is learnt within its range. Where their index begins is not said; here
         the first cell is at 0 and the last at 1 + width.
     """
 

@@ -107,7 +107,7 @@ class SendOnDelta:
         ``signal (n, channels)`` -> events ``(n, units)`` float32, counts; all arithmetic in float64.
 
     Args:
-        vectors: delta vectors ``(units, channels)``, one a row, in units of the signal: ``W^T`` of the notes, the weight of a
+        vectors: delta vectors ``(units, channels)``, one a row, in units of the signal: ``W^T``, the weight of a
             ``Dense(channels, units)``. :meth:`fit` chooses them.
         threshold: ``b``, > 0; one number or ``(units,)``.
         decay: ``d``, above 0, 1 at most; per step.
@@ -124,7 +124,7 @@ class SendOnDelta:
         DataError: no samples, NaN or infinity, or vectors too short for the signal.
 
     Reference:
-        Zimmer, Pellegrini, Singh & Masquelier 2019 (notes, section 2.1): ``winner="all"``, ``decay < 1``. Boerlin, Machens &
+        Zimmer, Pellegrini, Singh & Masquelier 2019: ``winner="all"``, ``decay < 1``. Boerlin, Machens &
         Denève, PLoS Comput. Biol. 9, 2013: ``b = 1/2``, one spike at a time. M. Miskowicz, Sensors 6, 2006: one
         dimension. Differs: without a leak the drive is the change of the signal (their ``1 - d`` would silence it), and the
         choice of vectors by :meth:`fit` is ours.

@@ -43,7 +43,7 @@ class Ternary(Encoder):
         DataError: an empty batch, NaN or Inf.
 
     Reference:
-        Yin, Corradi & Bohté 2021, speech commands (notes, section 3.6): threshold 0.05 at first, multi-Gaussian surrogate.
+        Yin, Corradi & Bohté 2021, speech commands: threshold 0.05 at first, multi-Gaussian surrogate.
         They learn the threshold itself at 0.01 of the learning rate; here it is learnt on the scale of its logarithm.
     """
 

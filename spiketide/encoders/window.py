@@ -50,7 +50,7 @@ class Window(Encoder):
         ShapeError, DataError: see :class:`spiketide.encoders.Encoder`.
 
     Reference:
-        Yin, Corradi & Bohté 2021, S-MNIST with width 8 and PS-MNIST with width 4 (notes, section 3.2 b); their training of
+        Yin, Corradi & Bohté 2021, S-MNIST with width 8 and PS-MNIST with width 4; their training of
         PS-MNIST binarises at 0.1. What their code does at the end of the image is not known here: zeros are ours, so that
         there are as many steps as pixels. Their permutation was saved in a file; here it is drawn from a seed with NumPy's
         frozen ``RandomState``.

@@ -63,7 +63,7 @@ class NormalizedLIF(Neuron):
     Raises:
         ParameterError: decay outside (0, 1), threshold <= 0, an unknown name, or a decay to learn without a leak.
 
-    Reference: Zimmer, Pellegrini, Singh & Masquelier 2019 (notes, sections 1 and 2). There decay and threshold are clamped after
+    Reference: Zimmer, Pellegrini, Singh & Masquelier 2019. There decay and threshold are clamped after
         each step of the optimiser (0 and 1 included); here they are stored so that they cannot leave their range. The reset takes
         the whole threshold, ``b (|w|^2 + 1e-8)``, there ``b |w|^2``. NLIF is our reading: with ``beta = 1`` their ``(1 - beta)``
         would silence the input.

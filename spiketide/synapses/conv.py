@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ..errors import ParameterError, ShapeError
 from ..layer import check_lengths
+from ..shapes import check_dtype, no_tensor
 from .base import Synapse, independent, per_axis, positive, uniform_
 
 
@@ -75,7 +76,7 @@ class _Conv(Synapse):
         name = type(self).__name__
         wanted = f"(T, B, {self.c_in}, {self.names})"
         if not isinstance(x, Tensor):
-            raise ShapeError(f"{name} expected a tensor {wanted}, got {type(x).__name__}.")
+            raise ShapeError(f"{name} expected a tensor {wanted}, got {type(x).__name__}.{no_tensor(x)}")
         if not x.is_floating_point():
             raise ShapeError(
                 f"{name} expected floating point input, got {x.dtype}: spikes are floats here, "
@@ -97,6 +98,7 @@ class _Conv(Synapse):
             )
         if lengths is not None:
             check_lengths(name, x, lengths)
+        check_dtype(self, x, self.weight)
 
     def apply_steps(self, x: Tensor) -> Tensor:
         """Convolve every step."""

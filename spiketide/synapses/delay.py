@@ -21,7 +21,7 @@ from ..errors import NonFiniteError, ParameterError, ShapeError, unknown
 from ..init import Init
 from ..kernels import delay as kernels
 from ..layer import check_input, check_state
-from ..shapes import silence_padding
+from ..shapes import check_dtype, silence_padding
 from ..types import State
 from .base import Synapse, last_frames, per_axis, positive
 
@@ -234,6 +234,8 @@ class _Delayed(Synapse):
     def check(self, x: Tensor, lengths: Tensor | None) -> None:
         """Refuse anything but ``(T, B, *features)``."""
         check_input(self, x, self.features(), lengths)
+        if isinstance(weight := getattr(self, "weight", None), Tensor):
+            check_dtype(self, x, weight)
 
     def initial_state(self, x: Tensor) -> State:
         """``max_delay`` silent frames ``(B, max_delay, *features)``."""

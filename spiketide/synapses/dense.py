@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import ParameterError, unknown
 from ..kernels import project
 from ..layer import check_input
+from ..shapes import check_dtype
 from .base import Synapse, positive, uniform_
 
 
@@ -96,6 +97,7 @@ class Dense(Synapse):
     def check(self, x: Tensor, lengths: Tensor | None) -> None:
         """Refuse anything but ``(T, B, n_in)``."""
         check_input(self, x, (self.n_in,), lengths)
+        check_dtype(self, x, self.weight)
 
     def apply_steps(self, x: Tensor) -> Tensor:
         """``x @ weight.T + bias``."""

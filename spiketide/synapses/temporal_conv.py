@@ -12,7 +12,7 @@ from torch.nn import functional
 from ..errors import ParameterError, ShapeError, unknown
 from ..kernels.convolution import Geometry, convolve
 from ..layer import check_input, check_lengths, check_state
-from ..shapes import silence_padding
+from ..shapes import check_dtype, no_tensor, silence_padding
 from ..types import State
 from .base import Synapse, independent, last_frames, per_axis, positive, uniform_
 
@@ -120,18 +120,33 @@ class _TemporalConv(Synapse):
         name = type(self).__name__
         wanted = "(" + ", ".join(("T", "B", str(self.c_in), *self.names)) + ")"
         if not isinstance(x, Tensor) or x.dim() != 3 + self.axes or x.shape[2] != self.c_in:
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ShapeError(
-                f"{name} expected {wanted}, got {got}: the order is time, batch, channels"
-                + (", space" if self.axes else "")
-                + "; bring the axes there with x.movedim, add an axis for one channel with x.unsqueeze(2)."
-            )
+            if not isinstance(x, Tensor):
+                raise ShapeError(f"{name} expected {wanted}, got {type(x).__name__}.{no_tensor(x)}")
+            order = "the order is time, batch, channels" + (", space" if self.axes else "")
+            raise ShapeError(f"{name} expected {wanted}, got {tuple(x.shape)}: {order}; {self._remedy(x)}.")
         check_input(self, x, tuple(x.shape[2:]), lengths)
+        check_dtype(self, x, self.weight)
         if self.axes and min(self.output_size(*x.shape[3:])) < 1:
             raise ShapeError(
                 f"{name} with kernel {self.kernel_size}, dilation {self.dilation} and space_padding {self.space_padding} "
                 f"expected a space that its kernel fits into, got {tuple(x.shape[3:])} in {tuple(x.shape)}."
             )
+
+    def _remedy(self, x: Tensor) -> str:
+        """What makes ``x`` fit, as far as its shape tells."""
+        short = 3 + self.axes - x.dim()
+        if short == 1 and self.c_in in x.shape[1:2]:
+            return "for one sequence add the batch axis with x.unsqueeze(1)"
+        if short == 1 and self.c_in == 1:
+            return "add an axis for one channel with x.unsqueeze(2)"
+        if short > 0 and x.dim() > 2 and x.shape[2] % self.c_in == 0 and x.shape[2] > self.c_in:
+            return (
+                f"if its {x.shape[2]} features are {self.c_in} channels in turn, unfold them with "
+                f"x.unflatten(2, ({self.c_in}, -1)) (of a front end: flatten=False)"
+            )
+        if short == -1 and 1 in x.shape[2:]:
+            return "take the axis of length 1 away with x.squeeze"
+        return "bring the axes there with x.movedim, or change c_in"
 
     def initial_state(self, x: Tensor) -> State:
         """``reach`` silent frames ``(B, reach, c_in, *space)``, and with a stride no step since the last output."""
@@ -159,6 +174,11 @@ class _TemporalConv(Synapse):
         if lengths is not None:
             check_lengths(type(self).__name__, x, lengths)
         x = silence_padding(x, lengths)
+        if state is not None and self.mixes_steps and not self.stateful:
+            raise ShapeError(
+                f"{type(self).__name__} looks ahead (padding='same'), so there is no state to go on from: give it the whole "
+                "sequence with state=None, or build it with padding='causal'."
+            )
         if state is not None:
             check_state(self, state, self.initial_state(x))
         if not self.stateful:
@@ -256,7 +276,7 @@ class TemporalConv1d(_TemporalConv):
         ShapeError: input of another rank or channel number, of integers, or too small for the kernel; a state of another batch.
 
     Reference:
-        Zimmer, Pellegrini, Singh & Masquelier 2019 (notes, section 3). Differs: the published one is always ``"same"``.
+        Zimmer, Pellegrini, Singh & Masquelier 2019. Differs: the published one is always ``"same"``.
     """
 
     axes = 0

@@ -183,6 +183,11 @@ class RunFolder:
             raise RunError(f"cannot read {path}: {error}") from error
 
     @property
+    def begun(self) -> bool:
+        """Whether there is something to lose: a whole epoch was trained."""
+        return self.last.is_file() or self.best.is_file() or (self.path / "metrics.json").is_file()
+
+    @property
     def finished(self) -> bool:
         """Whether the training came to its end."""
         return bool((self.read_json("metrics.json") or {}).get("finished"))

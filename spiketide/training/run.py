@@ -85,6 +85,9 @@ def _prepare(recipe: Recipe, folder: RunFolder, resume: bool) -> None:
     if not folder.writer:
         return
     stored = folder.path / "recipe.yaml"
+    if stored.is_file() and not resume and not folder.begun:
+        log.info("%s holds a run without one whole epoch: it begins anew", folder.path)
+        stored.unlink()
     if stored.is_file() and not resume:
         raise RunError(
             f"{folder.path} already holds a run. Go on with --resume, or choose another folder with --run."
@@ -345,6 +348,13 @@ def _logging_to(folder: RunFolder) -> Iterator[None]:
         logger.addHandler(handler)
     try:
         yield
+    except Exception as error:
+        handler.emit(
+            log.makeRecord(
+                log.name, logging.ERROR, __file__, 0, "%s: %s", (type(error).__name__, error), None
+            )
+        )
+        raise
     finally:
         for logger in loggers:
             logger.removeHandler(handler)

@@ -81,10 +81,24 @@ def hear(
         restart: network and read-out begin anew after every so many frames; the front end does not.
 
     Raises:
+        ParameterError: no stream of a front end, one array in place of blocks, or samples that are integers.
         ShapeError, NonFiniteError: as the front end and the network.
     """
+    if not isinstance(front, FrameStream):
+        raise ParameterError(
+            f"hear expected the stream of a front end that knows the past only, StreamingMel(...).stream(), got "
+            f"{type(front).__name__}."
+        )
+    if isinstance(blocks, np.ndarray) and blocks.ndim == 1:
+        raise ParameterError(
+            "hear expected blocks of samples one after the other, got one array: give it as [wave]."
+        )
     number, waiting = 0, 0.0
     for block in blocks:
+        if not np.issubdtype(np.asarray(block).dtype, np.floating):
+            raise ParameterError(
+                f"hear expected samples as floats in [-1, 1], got {np.asarray(block).dtype}: of 16-bit sound divide by 32768."
+            )
         began = time.perf_counter()
         frames = front(block)
         if not len(frames):
@@ -117,14 +131,19 @@ def listener(folder: RunFolder) -> tuple[Streamer, CausalFrontEnd, Any]:
         what = "no front end for sound" if front is None else f"the front end {type(front).__name__}"
         problems.append(
             f"its data ({type(data).__name__}) have {what}, and live sound needs one that knows the past only: train with "
-            "--data.features spiketide.data.StreamingMel (FSDDClips and SpeechCommands take it)."
+            "--data.features spiketide.data.StreamingMel (FSDDClips and SpeechCommands take it), and again its sample_rate and "
+            "flatten, which another class does not take over (--data.features.sample_rate 8000 --data.features.flatten false)."
         )
     try:
         streamer = Streamer(task)
     except ParameterError as problem:
         problems.append(str(problem))
     if problems or streamer is None:
-        raise ParameterError(f"{folder.path} cannot listen: " + " And ".join(problems))
+        raise ParameterError(
+            f"{folder.path} cannot listen: "
+            + " And ".join(problems)
+            + " The recipe fsdd/live_conv is one that listens."
+        )
     return streamer, front, data  # type: ignore[return-value]
 
 
@@ -179,8 +198,15 @@ def read_sound(
 
 
 def _warn(path: Path, wave: NDArray[np.float32]) -> None:
+    loudest = float(np.abs(wave).max())
     clipped = float((np.abs(wave) >= FULL_SCALE).mean())
-    if clipped >= CLIPPED:
+    if loudest > 2.0:
+        log.warning(
+            "%s has samples up to %g, expected -1 to 1: if they are 16-bit numbers, divide them by 32768 first.",
+            path,
+            loudest,
+        )
+    elif clipped >= CLIPPED:
         log.warning(
             "%s is clipped: %.0f %% of its samples are at full scale, which network and front end take as they are.",
             path,

@@ -9,7 +9,7 @@ from data_files import REPETITIONS, SPEAKERS, everything
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spiketide.data import FSDDClips, SpecAugment, SpecWarp
+from spiketide.data import FSDDClips, SpecAugment, SpecWarp, StreamingMel
 from spiketide.data.augment_sound import draws_for
 from spiketide.data.fsdd import decode_wav, placed
 from spiketide.errors import ParameterError
@@ -163,3 +163,8 @@ def test_the_ranges_are_used_and_flat_frames_are_alike():
     one = SpecWarp()(flat, 20, draws_for(3, 1, 4))
     other = SpecWarp()(flat.reshape(15, 2, 20), 20, draws_for(3, 1, 4))
     assert one.dtype == np.float32 and np.array_equal(one, other.reshape(15, 40))
+
+
+def test_a_front_end_for_another_rate_is_refused():
+    with pytest.raises(ParameterError, match=r"8000 samples a second, got StreamingMel\(sample_rate=16000\)"):
+        FSDDClips(features=StreamingMel(flatten=False))

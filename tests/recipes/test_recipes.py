@@ -34,6 +34,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS = 20
 PRECISE = ("--threads", "1", "--trainer.precision", "64-true")
 SMALLER = {
+    "fsdd/live_conv": ("--data.batch_size", "4"),
     "fsdd/zimmer2019_conv": ("--data.batch_size", "4"),
     "mnist/conv": ("--data.batch_size", "16"),
     "fashion_mnist/conv": ("--data.batch_size", "16"),

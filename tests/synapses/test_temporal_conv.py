@@ -205,3 +205,43 @@ def test_who_mixes_steps() -> None:
     ]
     assert mixing == [False, True, True, True]
     assert Dense(2, 2).mixes_steps is False and AxonalDelay(2, 3).mixes_steps is True
+
+
+def test_looking_ahead_takes_no_state() -> None:
+    x = torch.rand(9, 2, 3)
+    for size in (3, 4):
+        layer = TemporalConv1d(3, 2, size, padding="same")
+        _, state = layer(x)
+        with pytest.raises(ShapeError, match=r"looks ahead .*padding='causal'"):
+            layer(x, state)
+        with pytest.raises(ShapeError, match=r"layer 0: TemporalConv1d looks ahead"):
+            network = Sequential(layer)
+            network(x, network(x)[1])
+    layer = TemporalConv1d(3, 2, 1, padding="same")  # a single step looks nowhere
+    assert layer(x, layer(x)[1])[0].shape == (9, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (lambda x: x[:, 0], r"batch axis with x.unsqueeze\(1\)"),
+        (lambda x: x.unsqueeze(-1), r"take the axis of length 1 away"),
+        (lambda x: x.flatten(2).repeat(1, 1, 2).squeeze(-1), r"x.movedim, or change c_in"),
+        (lambda x: x.numpy(), r"torch.from_numpy"),
+        (lambda x: (x, ()), r"spiketide.Sequential"),
+        (lambda x: x.double(), r"expected input of torch.float32, as its weights are, got torch.float64"),
+    ],
+)
+def test_what_does_not_fit_is_told_how_to(given: Any, said: str) -> None:
+    with pytest.raises(ShapeError, match=said):
+        TemporalConv1d(3, 2, 2)(given(torch.rand(9, 2, 3)))
+
+
+def test_flat_features_are_told_how_to_unfold() -> None:
+    with pytest.raises(ShapeError, match=r"x.unflatten\(2, \(3, -1\)\) \(of a front end: flatten=False\)"):
+        TemporalConv2d(3, 2, 2)(torch.rand(9, 2, 120))
+
+
+def test_a_recurrence_refuses_a_kernel_of_another_size() -> None:
+    with pytest.raises(ShapeError, match=r"Recurrent expected a synapse that gives \(8,\) .*got \(7,\)"):
+        Recurrent(LIF(8), TemporalConv1d(8, 7, 3))(torch.rand(5, 2, 8))

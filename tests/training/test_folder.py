@@ -15,7 +15,8 @@ import tiny_recipe as tiny
 import torch
 
 import spiketide.training.folder as folder_module
-from spiketide.errors import RunError
+from spiketide.errors import RunError, ShapeError
+from spiketide.training import Classification
 from spiketide.training.folder import AtomicCheckpointIO, RunFolder, latest, versions, write
 from spiketide.training.run import test as run_test
 from spiketide.training.run import train
@@ -176,3 +177,24 @@ def test_checkpoints_go_through_the_atomic_writer(tmp_path: Path, monkeypatch: p
     )
     train(tiny.recipe(max_epochs=1), RunFolder(tmp_path / "run"))
     assert written.index("best.ckpt") < written.index("last.ckpt")  # a kill between them repeats the epoch
+
+
+def test_a_run_that_failed_before_its_first_epoch_was_over_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+
+    def fail(self: Classification, batch: Any, batch_idx: int) -> Any:
+        raise ShapeError("layer 0: expected something else")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "training_step", fail)
+        with pytest.raises(ShapeError):
+            train(tiny.recipe(), folder)
+    assert "ERROR ShapeError: layer 0: expected something else" in (folder.path / "run.log").read_text()
+    assert not folder.begun and (folder.path / "recipe.yaml").is_file()
+    other = tiny.recipe(max_epochs=1)
+    assert train(other, folder)["epochs"] > 0  # other arguments: the failed ones are gone
+    assert folder.begun and (folder.path / "recipe.yaml").read_text() == other.yaml
+    with pytest.raises(RunError, match="already holds a run"):
+        train(tiny.recipe(), folder)

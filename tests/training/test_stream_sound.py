@@ -578,10 +578,30 @@ def test_the_command_of_the_page_makes_the_published_network_causal(tmp_path: Pa
     (line,) = re.findall(r"^spiketide train (fsdd/.*)$", text, flags=re.MULTILINE)
     name, *words = line.split()
     assert words[:2] == ["--run", "listens"]
-    built = Recipe.load(name, words[2:]).build()
+    assert name == "fsdd/live_conv" and len(words) == 2
+    built = Recipe.load(name, []).build()
+    options = ["--data.features", "spiketide.data.StreamingMel", "--data.features.sample_rate", "8000"]
+    options += ["--data.features.flatten", "false"]
+    for number in range(3):
+        options += [f"--model.network.{number}.synapse.padding", "causal"]
+    by_hand = Recipe.load("fsdd/zimmer2019_conv", options)  # as the page says for other recipes
+    assert by_hand.settings["data"] == Recipe.load(name, []).settings["data"]
     assert built.data.sample_shape == (3, 40) and isinstance(built.data.features, StreamingMel)
     streamer = Streamer(built.model)  # refuses what looks ahead
     frames = built.data.features(0.1 * np.random.default_rng(0).normal(size=2400))
     assert streamer.scores(frames).shape == (30, 10)
     with pytest.raises(ParameterError, match="looks ahead"):
-        Streamer(Recipe.load(name, []).build().model)
+        Streamer(Recipe.load("fsdd/zimmer2019_conv", []).build().model)
+
+
+def test_hearing_refuses_what_is_no_sound() -> None:
+    front = StreamingMel(sample_rate=8000)
+    model = Classification([Dense(120, 3), LeakyIntegrator(3)], MeanMembrane())
+    streamer, wave = Streamer(model), np.zeros(400, np.float32)
+    with pytest.raises(ParameterError, match=r"got StreamingMel"):
+        next(hear(streamer, front, [wave]))  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match=r"give it as \[wave\]"):
+        next(hear(streamer, front.stream(), wave))
+    with pytest.raises(ParameterError, match=r"got int16: of 16-bit sound divide by 32768"):
+        next(hear(streamer, front.stream(), [wave.astype(np.int16)]))
+    assert streamer.steps == 0
