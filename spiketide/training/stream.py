@@ -239,7 +239,7 @@ def _events(rows: Iterator[ArrayLike], code: LevelCrossing, chunk: int) -> Itera
 
 
 def read_rows(
-    lines: TextIO | Iterable[str], *, columns: int, hint: str = ""
+    lines: TextIO | Iterable[str], *, columns: int, hint: str = "", shape: tuple[int, ...] | None = None
 ) -> Iterator[NDArray[np.float64]]:
     """Rows of numbers from lines of text: separated by semicolons, else by commas, else by blanks.
 
@@ -250,6 +250,7 @@ def read_rows(
         lines: text.
         columns: numbers in a line.
         hint: added to the message about another number of them.
+        shape: what each row is given as, the numbers along its last axis side by side; ``None``: ``(columns,)``.
 
     Raises:
         DataError: a line that does not hold ``columns`` finite numbers; it is named.
@@ -284,7 +285,7 @@ def read_rows(
                 f"line {number} of the stream has NaN or infinity: {line.strip()[:60]!r}. Fill gaps before, for example "
                 "with the last value."
             )
-        yield row
+        yield row if shape is None else row.reshape(shape)
 
 
 def _cells(line: str) -> list[str]:
@@ -372,8 +373,14 @@ def stream_lines(
             f"level crossing gives two channels a signal, but this network has {inputs} inputs."
         )
     if code is None:
+        shape = (
+            ""
+            if len(data.sample_shape) < 2
+            else f" (frames {tuple(data.sample_shape)}, channel after channel)"
+        )
         hint = f" This network takes {inputs} inputs a step; samples of {inputs // 2} signals need --level-crossing L."
-        rows = read_rows(lines, columns=inputs, hint=hint if inputs % 2 == 0 else "")
+        hint = shape or (hint if inputs % 2 == 0 else "")
+        rows = read_rows(lines, columns=inputs, hint=hint, shape=tuple(data.sample_shape))
     else:
         hint = f" With level crossing a row has one sample of each of {inputs // 2} signals, which become {inputs} inputs."
         rows = read_rows(lines, columns=inputs // 2, hint=hint)

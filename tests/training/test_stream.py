@@ -157,6 +157,13 @@ def test_rows_are_read_from_text(caplog: pytest.LogCaptureFixture) -> None:
             list(read_rows(lines, columns=2, hint=" Two leads"))
 
 
+def test_rows_of_frames() -> None:
+    rows = list(read_rows(["1,2,3,4,5,6", "6,5,4,3,2,1"], columns=6, shape=(3, 2)))
+    assert [row.tolist() for row in rows] == [[[1, 2], [3, 4], [5, 6]], [[6, 5], [4, 3], [2, 1]]]
+    with pytest.raises(DataError, match=r"has 2 numbers, expected 6: '1,2'. \(frames\)"):
+        list(read_rows(["1,2"], columns=6, shape=(3, 2), hint=" (frames)"))
+
+
 def test_segments_are_runs_of_one_label() -> None:
     labels = [0, 0, 2, 1, 1, 1]
     found = list(segments(Labelled(step, label, 1.0) for step, label in enumerate(labels)))
