@@ -554,7 +554,18 @@ def _summary(model: nn.Module, metrics: dict[str, Any], result: dict[str, Any]) 
         Row("Trained parameters", trained),
         Row("Epochs", metrics["epochs"], f"the best was {metrics['best']['epoch']:.0f}, counted from 0"),
         Row("Training time", f"{metrics['seconds']:.1f} s"),
+        *_looking_ahead(model),
     ]
+
+
+def _looking_ahead(model: nn.Module) -> list[Row]:
+    """How much of the future a step's scores know: without this, what leads when would be read as when it is decided."""
+    modules = list(model.modules())
+    note = "what leads at a step knows later input too, so it is no time of decision"
+    if any(isinstance(module, Bidirectional) for module in modules):
+        return [Row("Looks ahead", "to the end", note)]
+    steps = sum(ahead for module in modules if isinstance(ahead := getattr(module, "ahead", None), int))
+    return [Row("Looks ahead", f"{steps} steps", note)] if steps else []
 
 
 def _accuracies(model: nn.Module, result: dict[str, Any]) -> list[Row]:

@@ -12,7 +12,7 @@ import torch
 from spiketide.compose import Bidirectional, Recurrent, Sequential
 from spiketide.neurons import ALIF, LIF, LeakyIntegrator
 from spiketide.report import ReportData
-from spiketide.synapses import AxonalDelay, Dense
+from spiketide.synapses import AxonalDelay, Dense, TemporalConv1d
 from spiketide.training import reporting
 from spiketide.training.folder import RunFolder
 from spiketide.training.recipe import Recipe
@@ -50,6 +50,17 @@ def test_the_adaptive_threshold_moves() -> None:
     assert adaptation is not None
     torch.testing.assert_close(threshold, 0.05 + 1.8 * adaptation)
     assert layer_names(network) == {"1.neuron": "1 ALIF"}
+
+
+def test_a_network_that_looks_ahead_says_how_far() -> None:
+    same = {"padding": "same"}
+    network = Sequential(
+        TemporalConv1d(2, 2, 4, dilation=4, **same), TemporalConv1d(2, 2, 3), TemporalConv1d(2, 2, 5, **same)
+    )
+    (row,) = reporting._looking_ahead(network)
+    assert row[:2] == ("Looks ahead", "8 steps")  # 6 and 2
+    assert reporting._looking_ahead(Sequential(TemporalConv1d(2, 2, 3))) == []
+    assert reporting._looking_ahead(Sequential(Bidirectional(LIF(3))))[0][1] == "to the end"
 
 
 def test_membranes_with_spikes_that_come_back_late() -> None:
