@@ -711,7 +711,13 @@ def _diagnosis(data: ReportData) -> str:
     if data.diagnosis is None:
         return _absent(data, "diagnosis")
     if not data.diagnosis:
-        return "<p>diagnose found nothing wrong.</p>"
+        from ..diagnose import SATURATED_SHARE, SILENT_SHARE
+
+        return (
+            "<p>diagnose found nothing wrong on a batch. It speaks up when more than "
+            f"{SILENT_SHARE:.0%} of a layer’s neurons never fire there or {SATURATED_SHARE:.0%} fire nearly always, and when "
+            "gradients vanish or explode.</p>"
+        )
     return "<ul>" + "".join(f"<li>{clean(line)}</li>" for line in data.diagnosis) + "</ul>"
 
 

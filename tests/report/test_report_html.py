@@ -247,7 +247,10 @@ def test_partly_missing_parts_say_so_too():
     assert "Not shown: nothing was recorded." in text
     assert "none of the 1 wrong ones of the test set is here" in text
     assert "Without a neuron: dead." in text
-    assert "diagnose found nothing wrong." in text
+    assert (
+        "diagnose found nothing wrong on a batch. It speaks up when more than 50% of a layer’s neurons"
+        in text
+    )
 
 
 @pytest.mark.parametrize(
