@@ -55,16 +55,6 @@ def _module(engine: str) -> Any:
     return gpu
 
 
-def _recurrent_module(engine: str) -> Any:
-    if engine == "cpu":
-        from . import recurrent
-
-        return recurrent
-    from . import recurrent_gpu
-
-    return recurrent_gpu
-
-
 def _plan(key: str, needs: Sequence[bool]) -> Plan:
     return plan_for(key, needs[0], tuple(needs[1:]))
 
@@ -259,7 +249,7 @@ def _recurrent_now(
     checkpoint: int,
 ) -> list[Tensor]:
     # returns [outputs, *final state, last outputs, *saved]; needs = (*coefs)
-    recurrent = _recurrent_module(engine)
+    recurrent = delayed.engine_module(engine)
     if not save or not checkpoint:
         y, final, last, stores = recurrent.forward(
             key, x, state, previous, coefs, weight, lengths, tuple(needs) if save else None
@@ -321,7 +311,7 @@ def _recurrent_backward_now(
     checkpoint: int,
 ) -> list[Tensor]:
     # returns [gradient of x, *of the state, of the previous outputs, of the weight (empty if not wanted), *of the coefs]
-    recurrent = _recurrent_module(engine)
+    recurrent = delayed.engine_module(engine)
     want = tuple(needs)
     if not checkpoint:
         gx, gstate, gfirst, sums = recurrent.backward(

@@ -112,7 +112,8 @@ def with_what_is_under_way(x: Tensor, feedback: Delayed) -> Tensor:
     return torch.cat([x[: len(parts)] + arrived, x[len(parts) :]])
 
 
-def _module(engine: str) -> Any:
+def engine_module(engine: str) -> Any:
+    """Where the recurrent kernels of an engine are."""
     if engine == "cpu":
         from . import recurrent
 
@@ -140,7 +141,7 @@ class _DelayedScan(torch.autograd.Function):
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
         state, coefs = rest[:n_state], rest[n_state:]
-        y, final, arrived, stores = _module(engine).forward_late(
+        y, final, arrived, stores = engine_module(engine).forward_late(
             key, x, state, coefs, weight, late, mask, lengths, needs
         )
         ctx.how = (key, engine, needs, n_state, mask is not None, lengths is not None)
@@ -158,7 +159,7 @@ class _DelayedScan(torch.autograd.Function):
         y, weight, late, arrived, *saved = saved
         mask = saved.pop(0) if has_mask else None
         lengths = saved.pop(0) if has_lengths else None
-        gx, gstate, glate, sums = _module(engine).backward_late(
+        gx, gstate, glate, sums = engine_module(engine).backward_late(
             key, gy, gfinal, y, state, coefs, weight, late, mask, saved, lengths, needs
         )
         gweight = None
@@ -196,5 +197,5 @@ def run(
         needs = tuple(c.requires_grad for c in coefs)
         y, *end = _DelayedScan.apply(key, engine, lengths, needs, len(state), mask, *operands)
         return y, tuple(end)
-    y, end, _, _ = _module(engine).forward_late(key, x, state, coefs, weight, late, mask, lengths, None)
+    y, end, _, _ = engine_module(engine).forward_late(key, x, state, coefs, weight, late, mask, lengths, None)
     return y, tuple(end)
