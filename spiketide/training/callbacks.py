@@ -65,6 +65,10 @@ class Reseed(L.Callback):
         L.seed_everything(derive(seed, "test", batch_idx), verbose=False)
 
 
+RATE = "train/rate/"
+"""How the metrics are named that count the spikes of one layer."""
+
+
 class Keep(Checkpoint):
     """At the end of every epoch: a row of history, ``best.ckpt`` if it is better, ``last.ckpt``, the metrics files.
 
@@ -131,6 +135,15 @@ class Keep(Checkpoint):
             failed.append(error)
         _tell_all(trainer, failed)
         log.info(self._line(row, better))
+        silent = [
+            name.removeprefix(RATE) for name, value in row.items() if name.startswith(RATE) and not value
+        ]
+        if silent:
+            log.warning(
+                "no spike in the whole epoch from %s: what follows learns nothing from it; see spiketide diagnose %s",
+                ", ".join(silent),
+                self.folder.path,
+            )
         if self._out_of_patience:
             log.info("no better %s for %d epochs: stopping", self.choice.metric, self.choice.patience)
             trainer.should_stop = True

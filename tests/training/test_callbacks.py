@@ -149,3 +149,14 @@ def test_the_bar_shows_loss_accuracy_and_rate(tmp_path: Path, capfd: pytest.Capt
     shown = "".join(capfd.readouterr())
     assert all(word in shown for word in ("loss=", "acc=", "rate=")) and "v_num" not in shown
     assert issubclass(Bar, L.pytorch.callbacks.ProgressBar)
+
+
+def test_a_layer_without_any_spike_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = tiny.content()
+    content["trainer"]["max_epochs"] = 1
+    folder = RunFolder(tmp_path / "firing")
+    train(Recipe(content, name="tiny"), folder)
+    assert "no spike" not in caplog.text
+    content["model"]["init_args"]["network"][2]["init_args"]["threshold"] = 1e6
+    train(Recipe(content, name="tiny"), RunFolder(tmp_path / "silent"))
+    assert "no spike in the whole epoch from 2: what follows learns nothing" in caplog.text
