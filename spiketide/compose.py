@@ -389,7 +389,7 @@ class Bidirectional(Layer):
         self, x: Tensor, state: State | None = None, *, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Run both directions over the whole sequence."""
-        if state is not None:
+        if state:
             raise ShapeError("Bidirectional has no state to go on from: it needs the whole sequence at once.")
         ahead, _ = self.ahead(x, lengths=lengths)
         back, _ = self.back(reverse(x, lengths), lengths=lengths)
