@@ -9,6 +9,7 @@ import pytest
 import tiny_recipe as tiny
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 
 from spiketide import recipes
 from spiketide.data import Digits
@@ -186,3 +187,43 @@ def test_claims(tmp_path: Path) -> None:
     changed["claim"]["vlaue"] = 1
     with pytest.raises(RecipeError, match="did you mean 'value'"):
         Recipe(changed, name="tiny")
+
+
+def test_a_class_of_the_wrong_kind_is_named_with_its_place(path: Path) -> None:
+    layer = {"class_path": "spiketide.init.Normal", "init_args": {"mean": 1.0, "std": 1.0}}
+    words = ["--model.network.3", yaml.safe_dump({"class_path": "spiketide.compose.Residual"})]
+    words += ["--model.network.3.layer", yaml.safe_dump(layer)]
+    with pytest.raises(
+        RecipeError, match=r"(?s)^model\.network\.3: spiketide\.compose\.Residual .*layer.*init\.Normal"
+    ):
+        Recipe.load(path, words)
+
+
+def untold(n: int = 3):  # type: ignore[no-untyped-def]
+    """A function that does not say what it makes."""
+
+
+@pytest.mark.parametrize("target", ["test_recipe.untold", "spiketide.layer.Layer"])
+def test_what_makes_no_object_is_refused(target: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    with pytest.raises(RecipeError, match=rf"^model\.network\.2: {target} makes no object"):
+        Recipe.load(path, ["--model.network.2", yaml.safe_dump({"class_path": target, "init_args": {}})])
+
+
+def test_every_class_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    parse = ArgumentParser.parse_object
+
+    def counted(self: ArgumentParser, value: Any, *args: Any, **options: Any) -> Any:
+        seen.append(1)
+        return parse(self, value, *args, **options)
+
+    def classes(node: Any) -> int:
+        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        return ("class_path" in node if isinstance(node, dict) else 0) + sum(map(classes, children))
+
+    monkeypatch.setattr(ArgumentParser, "parse_object", counted)
+    deep = "timit/yin2021_srnn"  # a class in a class in a class, seven times
+    Recipe.load(deep)
+    # a default that is a class is filled in by jsonargparse itself: a parse or two for each
+    assert len(seen) <= 4 * classes(recipes.read(recipes.find(deep)[1]))
