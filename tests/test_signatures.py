@@ -6,8 +6,11 @@ import importlib
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 from torch import nn
+
+from spiketide.training.recipe import arguments
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "signatures.md"
 MODULES = (
@@ -19,9 +22,7 @@ MODULES = (
 HEAD = """# Signatures
 
 Constructors and functions with their arguments and defaults, by the module they are imported from; what is marked * is importable from
-`spiketide` too. The docstrings (`help(name)`) give shapes, units, errors and sources.
-`**common` stands for the arguments of `DataModule` (of `TimingLoss` in `spiketide.timing`), `**training` for those of `Task`, `**layer` for
-those of `TimingLayer`, `**options` for those of the class before. Written by `python tests/test_signatures.py`.
+`spiketide` too. The docstrings (`help(name)`) give shapes, units, errors and sources. Written by `python tests/test_signatures.py`.
 """
 
 
@@ -39,22 +40,34 @@ def members(module_name: str) -> dict[str, object]:
     return dict(sorted(found.items()))
 
 
-def line(name: str, thing: object, at_the_top: bool) -> str:
-    """One row: the call and the first sentence of its docstring."""
-    bare = (
+def parameters(thing: Any) -> list[inspect.Parameter]:
+    """Arguments of a call; those that ``**kwargs`` hands on to the classes below are written out in its place."""
+    if (
         getattr(thing, "__init__", None) is nn.Module.__init__
-    )  # takes nothing, and says so by *args, **kwargs
+    ):  # takes nothing, and says so by *args, **kwargs
+        return []
+    found = [argument for argument in inspect.signature(thing).parameters.values() if argument.name != "self"]
+    if not inspect.isclass(thing) or not found or found[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+        return found
+    below = {}
+    for base in reversed(thing.__mro__[1:-1]):
+        below |= dict(inspect.signature(base.__init__).parameters)  # type: ignore[misc]
+    handed_on = arguments(f"{thing.__module__}.{thing.__qualname__}") - {argument.name for argument in found}
+    known = [below[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in below if name in handed_on]
+    return found[:-1] + known if {argument.name for argument in known} == handed_on else found
+
+
+def line(name: str, thing: Any, at_the_top: bool) -> str:
+    """One row: the call and the first sentence of its docstring."""
     shown: list[str] = []
-    for argument in () if bare else inspect.signature(thing).parameters.values():  # type: ignore[arg-type]
-        if argument.name in ("self", "ctx"):
-            continue
+    for argument in parameters(thing):
         text = {argument.VAR_POSITIONAL: "*", argument.VAR_KEYWORD: "**"}.get(
             argument.kind, ""
         ) + argument.name
         if argument.default is not argument.empty:
             text += f"={argument.default!r}"
-        if argument.kind is argument.KEYWORD_ONLY and "*" not in shown:
-            shown += [] if any(part.startswith("*") for part in shown) else ["*"]
+        if argument.kind is argument.KEYWORD_ONLY and not any(part.startswith("*") for part in shown):
+            shown.append("*")
         shown.append(text)
     first = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
     call = re.sub(r"<(?:function|class) '?([\w.]+)'?[^>]*>", r"\1", f"{name}({', '.join(shown)})")
