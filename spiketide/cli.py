@@ -129,6 +129,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any] 
 
 def _begin(recipe_name: str, overrides: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """A new run in a new folder."""
+    recipes.find(recipe_name)  # before the slow imports: a misspelt name is said at once
     from .training.folder import RunFolder, new_name
     from .training.recipe import Recipe
     from .training.run import main_process, train
