@@ -175,14 +175,19 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    for name, history in found.items():
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    for number, (name, history) in enumerate(found.items()):
         last = history["history"][-1]
-        axes.plot(100 * last["val/rate"], 100 * last["val/accuracy"], "o")
-        axes.annotate(name, (100 * last["val/rate"], 100 * last["val/accuracy"]), fontsize=7)
+        rate, accuracy = 100 * last["val/rate"], 100 * last["val/accuracy"]
+        label = f"{name}: {accuracy:.1f} %, {rate:.1f} Hz"
+        axes.plot(
+            rate, accuracy, "osD^vP"[number % 6], color=f"C{number % 10}", ms=8, alpha=0.75, label=label
+        )
     axes.set_xlabel("firing rate (Hz at steps of 10 ms)")
     axes.set_ylabel("validation accuracy (%)")
-    figure.savefig(path)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

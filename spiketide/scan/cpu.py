@@ -282,8 +282,8 @@ def _backward(key: str, plan: Plan, masked: bool, dtype: torch.dtype, scalars: t
 RESIDENT = 3072
 """Numbers of a block that are read and written at every step: 12 KiB, a quarter of a first-level cache of 48 KiB.
 
-Measured on two cores, LIF and ALIF forward and backward (T 500, 8192 neurons) against a copy of their bytes, medians of three: 1.36 and
-1.41 with it, 1.36 and 1.53 with 8192, 1.50 and 1.61 with 1536.
+Measured on two cores, LIF and ALIF forward and backward (T 500, 8192 neurons) against a copy of their bytes, medians of
+three: 1.36 and 1.41 with it, 1.36 and 1.53 with 8192, 1.50 and 1.61 with 1536.
 """
 
 
