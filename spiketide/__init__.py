@@ -40,5 +40,6 @@ from .synapses import SynapticDelay as SynapticDelay
 from .synapses import TemporalConv1d as TemporalConv1d
 from .synapses import TemporalConv2d as TemporalConv2d
 from .synapses import TemporalConv3d as TemporalConv3d
+from .synapses import freeze as freeze
 from .types import Batch as Batch
 from .types import detach as detach

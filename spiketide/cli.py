@@ -29,6 +29,14 @@ SECTIONS = frozenset({"--seed", "--threads", "--about"})
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 refused or failed, 130 stopped with a resumable run."""
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:  # before the command line was read
+        _complain("\nspiketide: stopped; give the same command again")
+        return STOPPED
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     words, given = _recipe_arguments(list(sys.argv[1:] if argv is None else argv))
     as_json = "--json" in words  # wherever it stands, also before the verb
@@ -59,13 +67,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(to_json({"verb": options.verb, "error": str(error), "kind": type(error).__name__}))
         return FAILED
     except KeyboardInterrupt as stopped:
-        _complain(f"\n{stopped or 'stopped'}")
+        early = " in start-up, before the first epoch: nothing was trained" if options.verb == "train" else ""
+        _complain(
+            f"\nspiketide {options.verb}: {str(stopped) or f'stopped{early}; give the same command again'}"
+        )
         if as_json and _first_process():
             folder = getattr(stopped, "folder", None)
             _say(to_json({"verb": options.verb, "stopped": True, "run": folder and str(folder.path)}))
         return STOPPED
     except BrokenPipeError:
         return 0
+    except Exception as error:
+        # A mistake of ours or of a class of the user's: the traceback is wanted, and the line that a program waits for too.
+        if as_json and _first_process():
+            _say(to_json({"verb": options.verb, "error": str(error), "kind": type(error).__name__}))
+        raise
     if as_json and result is not None:
         _say(to_json({"verb": options.verb, **result}))
     return 0
@@ -219,6 +235,8 @@ def _table(result: dict[str, Any]) -> None:
     share = f" ({sparse / dense:.1%})" if dense else ""
     what = "samples" if "test_accuracy_labelled" not in result else "sequences, all steps"
     _say(f"test accuracy                 {result['test_accuracy']:.2%} of {result['samples']} {what}")
+    if result.get("overridden"):
+        _say(f"overridden                    {', '.join(result['overridden'])}")
     if "test_accuracy_labelled" in result:
         _say(f"of the labelled steps         {result['test_accuracy_labelled']:.2%}")
         true, found, false = (

@@ -14,7 +14,7 @@ from .layer import Layer
 from .neurons.base import Neuron
 from .norms import Dropout
 from .scan.delayed import Delayed
-from .shapes import check_input, check_lengths, check_state, silence_padding, time_mask
+from .shapes import check_input, check_lengths, check_state, is_whole, silence_padding, time_mask
 from .synapses.base import Synapse
 from .synapses.delay import AxonalDelay
 from .synapses.dense import Dense
@@ -426,9 +426,9 @@ class Substeps(Layer):
 
     def __init__(self, layer: nn.Module, steps: int) -> None:
         super().__init__()
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if not is_whole(steps):
             raise ParameterError(f"Substeps expected steps of 1 or more, got {steps!r}.")
-        self.layer, self.steps = as_layer(layer), steps
+        self.layer, self.steps = as_layer(layer), int(steps)
 
     def initial_state(self, x: Tensor) -> State:
         """The layer's."""

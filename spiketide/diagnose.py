@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpointed import recomputing
 from .errors import DataError, NonFiniteError, ShapeError, SpiketideError
 from .layer import Layer, parameter_roles
 from .losses import CrossEntropy
@@ -25,6 +26,7 @@ from .neurons.base import Neuron
 from .plain import plain
 from .probe import SATURATED_RATE, Records, activity, record
 from .readouts import MeanMembrane
+from .scan.dynamics import entry
 from .timing import Network, OnlineNetwork, TimingCrossEntropy, TimingLayer, TimingLoss
 from .types import Batch
 
@@ -174,18 +176,17 @@ def diagnose(
         model: The network; called as ``model(x, lengths=lengths)`` when it is a Layer, else as ``model(x)``.
             Its output is ``(T, B, C)``, alone or first of a tuple, or scores ``(B, C)`` when it has its own
             read-out.
-        batch: A batch as the data modules give it.
+        batch: A batch as the data modules give it, with labels: there is no loss without.
         encoder: Makes the time axis of static data.
         readout: From ``(T, B, C)`` and lengths to what the loss takes; default :class:`spiketide.readouts.MeanMembrane`.
         loss: ``loss(scores, y)``; default :class:`spiketide.losses.CrossEntropy`.
 
     Raises:
-        ShapeError: the input has no time axis and there is no encoder, or the output is neither of the two
-            forms.
+        ShapeError: no batch; the input has no time axis and there is no encoder, or the output is neither of the
+            two forms.
         DataError: the batch is empty.
     """
-    if batch.x.numel() == 0:
-        raise DataError(f"diagnose expected a batch with samples, got x of shape {tuple(batch.x.shape)}.")
+    _check_batch("diagnose", batch)
     messages = _about_input(batch.x)
     if not bool(batch.x.isfinite().all()):
         return Diagnosis(messages=messages)  # every number after this would be NaN
@@ -193,6 +194,17 @@ def diagnose(
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     value, gradients, stopped = None, {}, ""
+    heard: Passed = {}
+    given: Passed = {}
+    watched = [
+        handle
+        for module in model.modules()
+        if isinstance(module, Neuron)
+        for handle in (
+            module.register_forward_pre_hook(lambda module, args: _note(heard, module, args)),
+            module.register_forward_hook(lambda module, args, output: _note(given, module, output)),
+        )
+    ]
     try:
         with torch.random.fork_rng(list(devices)), torch.enable_grad(), record(model) as records:
             x = batch.x if encoder is None else encoder(batch.x)
@@ -216,23 +228,26 @@ def diagnose(
                 ends = model.lengths_after(batch.lengths) if isinstance(model, Layer) else batch.lengths
                 scores = (readout or MeanMembrane())(y, ends) if y.dim() == 3 else y
                 value = (loss or CrossEntropy())(scores, batch.y)
-                gradients = _gradients(value, [*records.values(), *model.parameters()])
+                passed = [x for tensors in (*heard.values(), *given.values()) for x in tensors]
+                gradients = _gradients(value, [*records.values(), *passed, *model.parameters()])
     finally:
+        for handle in watched:
+            handle.remove()
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
 
-    rows = _rows(model, records, gradients, batch.lengths)
+    rows = _rows(model, records, gradients, given, batch.lengths)
     # NaN makes every other number meaningless, so nothing else is said about it.
     broken = _not_finite_parameters(model)
     if value is None:
         return Diagnosis(rows, messages + (broken or [_stopped(model, records, stopped)]))
     broken = broken or _not_finite(rows, value)
-    messages += broken or [
-        *_about_firing(rows),
-        *_about_training(model, gradients),
-        *_about_gradients(rows),
-    ]
+    if not broken:
+        walls = _about_walls(rows, records, heard, gradients)
+        messages += [*_about_firing(rows), *_about_training(model, gradients), *walls]
+        messages += _about_gradients(rows, cut=bool(walls))
+    messages += broken
     return Diagnosis(rows, messages, value.item())
 
 
@@ -263,10 +278,9 @@ def diagnose_first_spikes(
 
     Raises:
         DataError: the batch is empty.
-        ShapeError: the layers do not fit each other or the input.
+        ShapeError: no batch; the layers do not fit each other or the input.
     """
-    if batch.x.numel() == 0:
-        raise DataError(f"diagnose expected a batch with samples, got x of shape {tuple(batch.x.shape)}.")
+    _check_batch("diagnose_first_spikes", batch)
     broken = _not_finite_parameters(network)
     if encoder is not None:
         if messages := _about_input(batch.x):
@@ -291,9 +305,35 @@ def diagnose_first_spikes(
     rows = [_first_spike_row(network, name, when, gradients) for name, when in seen.items()]
     messages = _not_finite(rows, value) or [
         *_about_first_spikes(network, rows, seen, batch.y),
-        *([] if isinstance(network, OnlineNetwork) else _about_training(network, gradients)),
+        *([] if isinstance(network, OnlineNetwork) else _about_training(network, gradients, comparison="")),
     ]
     return Diagnosis(rows, messages, value.item())
+
+
+def _check_batch(word: str, batch: Batch) -> None:
+    if not isinstance(getattr(batch, "x", None), Tensor):
+        what = "a tensor" if isinstance(batch, Tensor) else f"{type(batch).__name__}"
+        remedy = (
+            "spiketide.Batch(*batch)"
+            if isinstance(batch, (tuple, list))
+            else "spiketide.Batch(x, y), y the labels"
+        )
+        raise ShapeError(
+            f"{word} expected a spiketide.Batch of inputs x and labels y, without which there is no loss, got {what}: "
+            f"pass {remedy}."
+        )
+    if batch.x.numel() == 0:
+        raise DataError(f"{word} expected a batch with samples, got x of shape {tuple(batch.x.shape)}.")
+
+
+Passed = dict[nn.Module, list[Tensor]]
+"""What came into each neuron, or out of it, where a gradient is wanted."""
+
+
+def _note(passed: Passed, module: nn.Module, tensors: Any) -> None:
+    first = tensors[0] if isinstance(tensors, tuple) and tensors else None
+    if isinstance(first, Tensor) and first.requires_grad and not recomputing():
+        passed.setdefault(module, []).append(first)
 
 
 def _first_spike_row(network: Network, name: str, times: Tensor, gradients: Gradients) -> Row:
@@ -391,7 +431,9 @@ def _norm(gradients: Gradients, tensors: list[Tensor]) -> float | None:
     return math.sqrt(sum(g.detach().double().square().sum().item() for g in known if g is not None))
 
 
-def _rows(model: nn.Module, records: Records, gradients: Gradients, lengths: Tensor | None) -> list[Row]:
+def _rows(
+    model: nn.Module, records: Records, gradients: Gradients, given: Passed, lengths: Tensor | None
+) -> list[Row]:
     """A row for every recorded output and every other module that owns parameters, in the model's order."""
     fired = activity(records, lengths)
     rows = []
@@ -409,6 +451,8 @@ def _rows(model: nn.Module, records: Records, gradients: Gradients, lengths: Ten
         for key in recorded:
             seen, y = fired.get(key), records[key]
             dt = module.dt if isinstance(module, Neuron) else None
+            # the record of a layer that ran in chunks is put together from theirs and is no part of the graph
+            whole = gradients.get(id(y)) is not None
             rows.append(
                 Row(
                     key,
@@ -417,7 +461,7 @@ def _rows(model: nn.Module, records: Records, gradients: Gradients, lengths: Ten
                     hz=seen.rate * 1000.0 / dt if seen and dt else None,
                     silent=seen.silent if seen else None,
                     saturated=seen.saturated if seen else None,
-                    output_gradient=_norm(gradients, [y]),
+                    output_gradient=_norm(gradients, [y] if whole else given.get(module, [y])),
                     parameter_gradient=norm,
                     finite=fine and bool(y.isfinite().all()),
                 )
@@ -492,7 +536,45 @@ def _finite_gradients(row: Row) -> bool:
     return math.isfinite(row.output_gradient or 0.0) and math.isfinite(row.parameter_gradient or 0.0)
 
 
-def _about_training(model: nn.Module, gradients: Gradients) -> list[str]:
+COMPARISON = "A step that fires by a comparison such as (v > threshold) lets no gradient through: it needs spiketide.spike."
+
+
+def _about_walls(rows: list[Row], records: Records, heard: Passed, gradients: Gradients) -> list[str]:
+    """Neurons whose output has a gradient and whose input has none."""
+    messages = []
+    for place, row in enumerate(rows):
+        module = records.modules.get(row.name)
+        if module is None or not row.output_gradient or _norm(gradients, heard.get(module, [])) != 0.0:
+            continue
+        assert isinstance(module, Neuron)
+        # the feedback of a recurrence stands behind its neuron
+        feedback = row.name.removesuffix("neuron") + "synapse"
+        before = [
+            _layer(other)
+            for number, other in enumerate(rows)
+            if other.parameter_gradient == 0.0
+            and not other.output_gradient
+            and (number < place or other.name == feedback or other.name.startswith(feedback + "."))
+        ]
+        begin = (
+            f"no gradient reaches {', '.join(before)}: {_layer(row)} lets none through."
+            if before
+            else f"no gradient gets through {_layer(row)}."
+        )
+        surrogate = (
+            "None of its membranes is within reach of the surrogate on this batch: a wider surrogate, or another gain in "
+            "front of it, helps."
+        )
+        program = entry(module._key).program
+        if program is None:
+            messages.append(f"{begin} {COMPARISON} If it has that: {surrogate[0].lower()}{surrogate[1:]}")
+        else:
+            fires = any(node.op == "spike" for node in program.graph.nodes)
+            messages.append(f"{begin} {surrogate if fires else COMPARISON}")
+    return messages
+
+
+def _about_training(model: nn.Module, gradients: Gradients, comparison: str = f" {COMPARISON}") -> list[str]:
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
         return ["the model has no parameter to train: every one has requires_grad=False, or there is none."]
@@ -500,7 +582,7 @@ def _about_training(model: nn.Module, gradients: Gradients) -> list[str]:
     if cut:
         return [
             f"no gradient reaches {', '.join(cut)}: is it used in the forward? A detach, or a loss that does "
-            "not depend on the output, cuts it off."
+            f"not depend on the output, cuts it off.{comparison}"
         ]
     return []
 
@@ -522,14 +604,16 @@ def _about_firing(rows: list[Row]) -> list[str]:
     return messages
 
 
-def _about_gradients(rows: list[Row]) -> list[str]:
+def _about_gradients(rows: list[Row], cut: bool) -> list[str]:
     messages = []
     seen = [(row, row.output_gradient) for row in rows if row.output_gradient is not None]
     if seen:
         last, reference = seen[-1]
         low, least = min(seen, key=lambda pair: pair[1])
         high, most = max(seen, key=lambda pair: pair[1])
-        if least == 0.0:
+        if cut:  # where it ends has been said
+            pass
+        elif least == 0.0:
             messages.append(
                 f"no gradient reaches the output of {_layer(low)}: is it used, and are the membranes of the "
                 "layer after it within reach of the surrogate? A wider surrogate, or a smaller gain, helps."

@@ -12,6 +12,11 @@ from .errors import ParameterError, ShapeError
 from .types import State, leaves
 
 
+def is_whole(value: object, least: int = 1) -> bool:
+    """Whether this is a whole number, also one of NumPy's, of ``least`` or more; ``True`` is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
 def sizes(owner: str, n: object) -> tuple[int, ...]:
     """A layer's feature shape from ``n=256`` or ``n=(32, 14, 14)``.
 
@@ -19,7 +24,7 @@ def sizes(owner: str, n: object) -> tuple[int, ...]:
         ParameterError: not positive integers.
     """
     shape = tuple(n) if isinstance(n, (tuple, list, torch.Size)) else (n,)
-    if not shape or any(isinstance(k, bool) or not isinstance(k, Integral) or k < 1 for k in shape):
+    if not shape or not all(is_whole(k) for k in shape):
         raise ParameterError(f"{owner} expected positive sizes, n=256 or n=(32, 14, 14), got {n!r}.")
     return tuple(int(k) for k in shape)
 
@@ -72,10 +77,29 @@ def check_input(layer: object, x: Tensor, shape: tuple[int, ...], lengths: Tenso
         check_lengths(name, x, lengths)
 
 
+def check_tensor(name: str, x: object, what: str) -> None:
+    """Refuse what is no tensor.
+
+    Args:
+        name: of who expected it.
+        x: what came.
+        what: what was expected, in words.
+
+    Raises:
+        ShapeError: it is an array, a list or something else.
+    """
+    if not isinstance(x, Tensor):
+        raise ShapeError(f"{name} expected {what} as a torch tensor, got {type(x).__name__}.{no_tensor(x)}")
+
+
 def no_tensor(x: object) -> str:
     """What to do with something that came in place of a tensor."""
     if type(x).__module__ == "numpy":
         return " Convert it: torch.from_numpy(x).float()."
+    if isinstance(x, (list, float, int)):
+        return " Convert it: torch.tensor(x)."
+    if isinstance(getattr(x, "times", None), Tensor):
+        return " Its field times is meant: x.times."
     if isinstance(x, tuple):
         return " A layer returns (outputs, state): take the first, or put layers into spiketide.Sequential."
     return ""

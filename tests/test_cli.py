@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -211,6 +213,28 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["report", "nowhere"], "neither a run folder nor a recipe"),
         (["reproduce", "tiny.yaml", "--seeds", "0"], "--seeds should be 1 or more"),
         (["train", "tiny.yaml", "--best.metric", "val/acuracy"], "did you mean 'val/accuracy'?"),
+        (["train", "tiny.yaml", "--seed", "-1"], "seed should be from 0 to 4294967295, got -1"),
+        (
+            ["train", "tiny.yaml", "--trainer.max_epochs", "0"],
+            "trainer.max_epochs is 0, so nothing would be trained",
+        ),
+        (["demo", "tiny.yaml", "--trainer.max_steps", "0"], "trainer.max_steps is 0"),
+        (["train", "tiny.yaml", "--trainer.devices", "0"], "trainer: Lightning refused its arguments"),
+        (
+            ["train", "tiny.yaml", "--trainer.accelerator", "gup"],
+            "trainer.accelerator is 'gup', and this machine has none that torch can use",
+        ),
+        (["train", "tiny.yaml", "--trainer.gradient_clip_val", "1"], "use model.clip (norm or value)"),
+        (
+            ["train", "tiny.yaml", "--model.network.2.learn", "tau_mem"],
+            "learn should be a list, got 'tau_mem'. Write for example [tau_mem]; on the command line "
+            "--model.network.2.learn '[tau_mem]'.",
+        ),
+        (
+            ["train", "tiny.yaml", "--model.network.x.tau_mem", "3"],
+            "--model.network.x.tau_mem: model.network is a list, of which 'x' names no item: its 5 items are counted from 0, "
+            "as in --model.network.0.",
+        ),
     ],
 )
 def test_refusals_are_one_message_and_exit_code_2(
@@ -222,6 +246,173 @@ def test_refusals_are_one_message_and_exit_code_2(
     assert "Traceback" not in said.err
     last = json.loads(said.out.splitlines()[-1])
     assert last["verb"] == words[0] and message in last["error"]
+    if "model.network" in message:
+        assert len(last["error"]) < 250  # no dump of the recipe
+    if "metric" not in message and "accuracy" not in message:
+        assert not Path("runs").exists()  # what was refused left nothing behind
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
+def test_an_accelerator_that_is_not_there(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", recipe, "--trainer.accelerator", "gpu", "--json"]) == 2
+    said = capsys.readouterr()
+    assert "trainer.accelerator is 'gpu', and this machine has none" in said.err
+    assert "--trainer.accelerator cpu" in said.err and "Traceback" not in said.err
+    assert json.loads(said.out)["kind"] == "RecipeError" and not Path("runs").exists()
+    # a run that came from elsewhere
+    assert main(["train", recipe, "--trainer.max_epochs", "1", "--run", "here"]) == 0
+    stored = Path("here/recipe.yaml")
+    stored.write_text(stored.read_text().replace("accelerator: cpu", "accelerator: gpu"))
+    capsys.readouterr()
+    assert main(["test", "here"]) == 2
+    assert "or write accelerator: auto in here/recipe.yaml." in capsys.readouterr().err
+    stored.write_text(stored.read_text().replace("accelerator: gpu", "accelerator: auto"))
+    assert main(["test", "here"]) == 0
+
+
+def test_a_broken_checkpoint_is_named(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", recipe, "--trainer.max_epochs", "1", "--run", "here"]) == 0
+    best, last = (Path("here/checkpoints") / name for name in ("best.ckpt", "last.ckpt"))
+    whole = best.read_bytes()
+    for broken in (whole[: len(whole) // 2], b"nothing of ours", b""):
+        best.write_bytes(broken)
+        for verb in ("test", "energy", "diagnose", "stream"):
+            capsys.readouterr()
+            assert main([verb, "here", *([os.devnull] if verb == "stream" else []), "--json"]) == 2, verb
+            said = capsys.readouterr()
+            message = "cannot read here/checkpoints/best.ckpt: it is truncated or no checkpoint"
+            assert message in said.err and "Traceback" not in said.err
+            assert message in json.loads(said.out.splitlines()[-1])["error"]
+    torch.save({"weights": 1}, best)
+    assert main(["test", "here"]) == 2
+    assert "holds no checkpoint of a training" in capsys.readouterr().err
+    other = torch.load(last, weights_only=True)
+    other["state_dict"]["network.1.weight"] = torch.zeros(3, 3)
+    torch.save(other, best)
+    assert main(["test", "here"]) == 2
+    assert "does not fit the network of here/recipe.yaml" in capsys.readouterr().err
+    metrics = json.loads(Path("here/metrics.json").read_text())
+    Path("here/metrics.json").write_text(json.dumps({**metrics, "finished": False}))
+    last.write_bytes(whole[: len(whole) // 2])
+    assert main(["train", "--resume", "here"]) == 2
+    assert "cannot read here/checkpoints/last.ckpt" in capsys.readouterr().err
+
+
+def test_the_neuron_of_the_documentation_stands_in_a_recipe(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[1] / "docs" / "how-to" / "add_a_neuron.md"
+    code = next(block for block in page.read_text().split("```python\n") if "class Quadratic" in block)
+    Path("my_neurons.py").write_text(code.partition("```")[0])
+    monkeypatch.syspath_prepend(Path.cwd())
+    changed = yaml.safe_load(Path(recipe).read_text())
+    given = {"n": 32, "tau": 12.0, "threshold": 0.3, "learn": ["tau"], "engine": "reference"}
+    changed["model"]["init_args"]["network"][2] = {"class_path": "my_neurons.Quadratic", "init_args": given}
+    Path("mine.yaml").write_text(yaml.safe_dump(changed))
+    assert main(["train", "mine.yaml", "--trainer.max_epochs", "1", "--run", "here", "--json"]) == 0
+    assert result(capsys)["best"]["val/accuracy"] > 0.3
+    assert main(["train", "mine.yaml", "--model.network.2.tau", "long"]) == 2
+    assert 'my_neurons.Quadratic does not fit: Parser key "tau"' in capsys.readouterr().err
+
+
+def test_an_error_that_nobody_foresaw_is_a_line_too(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Digits, part: Any) -> Any:
+        raise AttributeError("no attribute x")
+
+    monkeypatch.setattr(Digits, "read", fail)
+    with pytest.raises(AttributeError):  # and its traceback, which says where
+        main(["train", recipe, "--json"])
+    assert result(capsys) == {"verb": "train", "error": "no attribute x", "kind": "AttributeError"}
+
+
+def test_a_failed_start_hides_no_run(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", recipe, "--trainer.max_epochs", "1", "--json"]
+    assert main([*words, "--run", "runs/tiny/good"]) == 0
+    assert main([*words, "--run", "runs/tiny/failed", "--best.metric", "val/none"]) == 2
+    assert Path("runs/tiny/failed/recipe.yaml").is_file()
+    capsys.readouterr()
+    assert main(["test", "tiny", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1])["run"] == "runs/tiny/good"
+    assert "runs/tiny/failed was begun later but has no checkpoint" in said.err
+    Path("runs/tiny/good").rename("elsewhere")
+    assert main(["test", "tiny"]) == 2
+    assert "runs/tiny/failed has no best checkpoint yet" in capsys.readouterr().err
+
+
+def test_a_run_without_validation_says_so(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0", "--run", "here"]
+    assert main(["train", recipe, *words]) == 0
+    assert main(["test", "here"]) == 2
+    assert "is finished but has no best checkpoint: it was never validated" in capsys.readouterr().err
+
+
+def test_what_was_overridden_is_said_beside_the_judgement(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claim = {"paper": "A 2020", "where": "Table 1", "metric": "test_accuracy", "value": 0.1, "tolerance": 0.0}
+    Path("claims.yaml").write_text(yaml.safe_dump({**TINY, "claim": claim}))
+    words = ["--trainer.max_epochs", "1", "--model.network.2.init_args.threshold=0.25", "--seed", "5"]
+    words += ["--model.lr", "0.03", "--data.num_workers", "0"]  # as the recipe has it, and where it runs
+    told = ["trainer.max_epochs=1", "model.network.2.threshold=0.25"]
+    assert main(["reproduce", "claims.yaml", "--seeds", "1", *words, "--run", "some", "--json"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert json.loads(said[-1])["overridden"] == told
+    sentence = f"Overridden: {', '.join(told)}; the claim is one of the recipe without that."
+    assert sentence in said[-2] and sentence in json.loads(said[-1])["verdict_in_words"]
+    assert json.loads(said[-1])["verdict"] == "above"
+
+    run = Path("some/seed-5")
+    assert json.loads((run / "versions.json").read_text())["overridden"] == told
+    assert json.loads((run / "test.json").read_text())["overridden"] == told
+    assert main(["test", str(run), "--json"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["overridden", *", ".join(told).split()] for line in said)
+    assert json.loads(said[-1])["overridden"] == told
+    assert f"Overridden: {', '.join(told)}" in (run / "report.html").read_text()
+
+    assert main(["train", "claims.yaml", "--seed", "1", "--run", "plain"]) == 0
+    assert main(["test", "plain", "--json"]) == 0
+    assert "\noverridden" not in (out := capsys.readouterr().out) and '"overridden"' not in out
+    assert "Overridden:" not in Path("plain/report.html").read_text()
+
+
+@pytest.mark.parametrize("when", ["import", "build", "data"])
+def test_ctrl_c_in_start_up_says_so_and_leaves_nothing(
+    when: str, recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import spiketide.training.recipe as module
+
+    def press(*_: Any, **__: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)  # until the signal is there
+
+    target = {"import": (module.Recipe, "load"), "build": (Digits, "__init__"), "data": (Digits, "setup")}
+    monkeypatch.setattr(*target[when], press)
+    assert main(["train", recipe, "--run", "here", "--json"]) == 130
+    said = capsys.readouterr()
+    assert "spiketide train: stopped in start-up, before the first epoch: nothing was trained" in said.err
+    assert json.loads(said.out) == {"verb": "train", "stopped": True, "run": None}
+    assert sorted(os.listdir()) == ["tiny.yaml"]
+
+
+def test_ctrl_c_while_testing_says_so(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["train", recipe, "--trainer.max_epochs", "1", "--run", "here"]) == 0
+
+    def press(*_: Any, **__: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Digits, "test_dataloader", press)
+        assert main(["test", "here"]) == 130
+    assert "stopped while measuring here: no result was written" in capsys.readouterr().err
+    assert not Path("here/test.json").exists()
+    assert main(["test", "here"]) == 0
 
 
 def test_usage_errors_are_json_too(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:

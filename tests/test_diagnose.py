@@ -10,15 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spiketide.compose import Sequential
-from spiketide.diagnose import Diagnosis, Row, diagnose
+from spiketide.checkpointed import Checkpointed
+from spiketide.compose import Recurrent, Sequential
+from spiketide.diagnose import Diagnosis, Row, diagnose, diagnose_first_spikes
 from spiketide.encoders import Latency, Poisson
 from spiketide.errors import DataError, ShapeError
 from spiketide.layer import Layer
-from spiketide.neurons import LIF, LeakyIntegrator
+from spiketide.neurons import LIF, LeakyIntegrator, StepNeuron
 from spiketide.norms import BatchNorm, Dropout
 from spiketide.readouts import LastMembrane
+from spiketide.surrogate import Triangle
 from spiketide.synapses import Dense
+from spiketide.timing import Network, TimingLinear
 from spiketide.types import Batch
 
 
@@ -154,6 +157,109 @@ def test_a_cut_gradient() -> None:
     message = said(model, batch(), "no gradient reaches 0.weight, 0.bias, 2.weight, 2.bias")
     assert "detach" in message
     assert said(model, batch(), "no gradient reaches the output of layer 1")
+
+
+def hard(x, v, decay, threshold):
+    """The mistake: a comparison in the place of ``spike``."""
+    v = decay * v + x
+    s = (v > threshold).to(v.dtype)
+    return s, v - threshold * s
+
+
+def untraceable(x, v, decay, threshold):
+    """The same, in a step that runs as a loop of torch."""
+    v = (decay * v + x).cumsum(-1).diff(dim=-1, prepend=torch.zeros_like(v[..., :1]))
+    s = torch.sign((v - threshold).clamp(min=0))
+    return s, v - threshold * s
+
+
+class HardLayer(Layer):
+    """The same in a layer of one's own."""
+
+    def forward(self, x, state=None, *, lengths=None):
+        return (x.cumsum(0) > 1.0).to(x.dtype), ()
+
+
+def hard_neuron(n: int, step=hard) -> StepNeuron:
+    return StepNeuron(n, step, states=("v",), constants={"decay": 0.8, "threshold": 1.0})
+
+
+WALL = "a comparison such as (v > threshold) lets no gradient through: it needs spiketide.spike"
+
+
+def test_a_step_that_fires_by_a_comparison() -> None:
+    layers = list(network().children())
+    model = Sequential(*layers[:3], hard_neuron(30), *layers[4:])
+    result = diagnose(model, batch())
+    (message,) = result.messages
+    assert message.startswith(
+        "no gradient reaches layer 0 (Dense), layer 2 (Dense): layer 3 (StepNeuron) lets none through."
+    )
+    assert WALL in message and "surrogate" not in message
+    assert result.rows[2].parameter_gradient == 0.0 and result.rows[4].parameter_gradient
+
+
+def test_a_recurrence_that_fires_by_a_comparison() -> None:
+    layers = list(network().children())
+    model = Sequential(layers[0], Recurrent(hard_neuron(40), Dense(40, 40)), *layers[2:])
+    message = said(model, batch(), "no gradient", WALL)
+    assert message.startswith(
+        "no gradient reaches layer 0 (Dense), layer 1.synapse (Dense): layer 1.neuron (StepNeuron) lets none"
+    )
+
+
+def test_a_comparison_where_nothing_before_is_trained() -> None:
+    layers = list(network().children())
+    model = Sequential(*layers[:3], hard_neuron(30), *layers[4:])
+    for p in (*dense(model, 0).parameters(), dense(model, 2).weight):
+        p.requires_grad_(False)
+    assert said(model, batch(), "no gradient reaches layer 2 (Dense): layer 3 (StepNeuron)", WALL)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_comparison_in_a_step_that_nothing_reads() -> None:
+    layers = list(network().children())
+    model = Sequential(*layers[:3], hard_neuron(30, untraceable), *layers[4:])
+    assert "If it has that: none of its membranes" in said(model, batch(), "layer 3 (StepNeuron) lets", WALL)
+
+
+def test_a_comparison_in_a_layer_of_ones_own() -> None:
+    layers = list(network().children())
+    model = Sequential(*layers[:3], HardLayer(), *layers[4:])
+    assert WALL in said(model, batch(), "no gradient reaches 0.weight, 0.bias, 2.weight, 2.bias", "detach")
+
+
+def test_membranes_out_of_reach_of_a_narrow_surrogate() -> None:
+    message = said(network(threshold=1e3, surrogate=Triangle(1.0)), batch(), "no gradient")
+    assert message.startswith("no gradient reaches layer 0 (Dense): layer 1 (LIF) lets none through. None of")
+    assert "a wider surrogate" in message and "spiketide.spike" not in message
+
+
+def test_gradients_through_walls_are_looked_for_in_chunks_too() -> None:
+    layers = list(network().children())
+    model = Sequential(*layers[:3], hard_neuron(30), *layers[4:])
+    assert said(Checkpointed(model), batch(), "layer layer.3 (StepNeuron) lets none through", WALL)
+    whole, parts = diagnose(network(), batch()), diagnose(Checkpointed(network()), batch())
+    assert parts.messages == []
+    for row, other in zip(whole.rows, parts.rows, strict=True):
+        assert other.output_gradient == (row.output_gradient and pytest.approx(row.output_gradient))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (batch().x, r"got a tensor: pass spiketide\.Batch\(x, y\), y the labels"),
+        ((batch().x, batch().y), r"got tuple: pass spiketide\.Batch\(\*batch\)"),
+        (batch().x.numpy(), r"got ndarray: pass spiketide\.Batch\(x, y\)"),
+    ],
+)
+def test_something_that_is_no_batch(given, words: str) -> None:
+    with pytest.raises(
+        ShapeError, match="diagnose expected a spiketide.Batch of inputs x and labels y.*" + words
+    ):
+        diagnose(network(), given)
+    with pytest.raises(ShapeError, match="diagnose_first_spikes expected a spiketide.Batch.*" + words):
+        diagnose_first_spikes(Network(TimingLinear(4, 2)), given)
 
 
 def test_nothing_to_train() -> None:

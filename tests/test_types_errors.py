@@ -108,7 +108,7 @@ def test_check_input() -> None:
     check_input(Thing(), torch.zeros(5, 2, 7), (7,))
     check_input(Thing(), torch.zeros(5, 2, 7).bfloat16(), (7,))
     check_input(Thing(), torch.zeros(0, 0, 2, 3), (2, 3))
-    assert message([1.0]) == "Thing expected a tensor (T, B, *N), got list."
+    assert message([1.0]) == "Thing expected a tensor (T, B, *N), got list. Convert it: torch.tensor(x)."
     assert message(torch.zeros(5, 2, 7, dtype=torch.int64)) == (
         "Thing expected floating point input, got torch.int64: spikes are floats here, convert with x.float()."
     )

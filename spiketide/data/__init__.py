@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .augment_sound import SpecAugment as SpecAugment
     from .augment_sound import SpecWarp as SpecWarp
     from .augment_sound import WaveAugment as WaveAugment
+    from .base import Batch as Batch
     from .base import DataModule as DataModule
     from .base import Samples as Samples
     from .braille import Braille as Braille
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Annotations": "wfdb_records",
     "ArrayData": "arrays",
+    "Batch": "base",
     "Braille": "braille",
     "DataModule": "base",
     "DecibelMel": "features",

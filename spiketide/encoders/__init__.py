@@ -8,6 +8,7 @@ from .cochlea import resample as resample
 from .direct import Direct as Direct
 from .latency import Latency as Latency
 from .level_crossing import CodeReport as CodeReport
+from .level_crossing import EventStream as EventStream
 from .level_crossing import LevelCrossing as LevelCrossing
 from .poisson import Poisson as Poisson
 from .population import Population as Population

@@ -153,6 +153,14 @@ class LevelCrossing:
         """The events of one recording."""
         return self._encode(self.prepare(signal))
 
+    def stream(self) -> EventStream:
+        """The same code for a signal that comes in pieces.
+
+        Raises:
+            ParameterError: smoothing or normalisation, which look at the whole signal.
+        """
+        return EventStream(self)
+
     def decode(self, events: ArrayLike, start: ArrayLike = 0.0) -> NDArray[np.float64]:
         """The signal that the events tell, ``(n, channels)``: the sum of what they have moved, times the threshold.
 
@@ -206,20 +214,104 @@ class LevelCrossing:
         return {"feature": "level-crossing", "version": _VERSION, **asdict(self)}
 
     def _encode(self, x: NDArray[np.float64]) -> NDArray[np.float32]:
-        events = np.zeros((len(x), 2 * x.shape[1]), dtype=np.float32)
         if self.mode == "difference":
-            change = np.diff(x, axis=0)
-            events[:-1, 0::2] = change >= self.threshold
-            events[:-1, 1::2] = -change >= self.threshold
-            return events
-        span, size = float(np.ptp(x, axis=0).max()), float(np.abs(x).max())
+            return self._changes(x)
+        low, high = x.min(0), x.max(0)
+        return self._levels(x, low, high, x[0], np.zeros(x.shape[1], dtype=np.int64))
+
+    def _changes(self, x: NDArray[np.float64]) -> NDArray[np.float32]:
+        events = np.zeros((len(x), 2 * x.shape[1]), dtype=np.float32)
+        change = np.diff(x, axis=0)
+        events[:-1, 0::2] = change >= self.threshold
+        events[:-1, 1::2] = -change >= self.threshold
+        return events
+
+    def _levels(
+        self,
+        x: NDArray[np.float64],
+        low: NDArray[np.float64],
+        high: NDArray[np.float64],
+        start: NDArray[np.float64],
+        level: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Events from ``level`` thresholds above ``start`` on, ``(channels,)`` each; ``level`` is moved. ``low`` and ``high``: of
+        all of the signal up to here."""
+        span, size = float((high - low).max()), float(np.maximum(abs(low), abs(high)).max())
         if span > self.threshold * _FINEST or size > self.threshold * 2.0**48:
             raise DataError(
                 f"LevelCrossing expected a threshold that divides the signal into at most {_FINEST:.0f} levels, got "
                 f"{self.threshold:g} for values up to {size:g} in a range of {span:g}: raise the threshold, or normalise."
             )
-        _send_on_delta(x, self.threshold, 0 if self.max_events is None else self.max_events, events)
+        events = np.zeros((len(x), 2 * x.shape[1]), dtype=np.float32)
+        most = 0 if self.max_events is None else self.max_events
+        _send_on_delta(x, self.threshold, most, start, level, events)
         return events
+
+
+class EventStream:
+    """The events of a signal that comes in pieces, to the bit those of the whole: :meth:`LevelCrossing.stream` makes it.
+
+    Kept between the pieces is what the code needs of the past: the last sample, or how many thresholds the level is above the
+    first sample.
+
+    Example:
+        >>> import numpy as np
+        >>> from spiketide.encoders import LevelCrossing
+        >>> code = LevelCrossing(threshold=0.1, mode="send_on_delta")
+        >>> signal = np.array([[0.0], [0.3], [0.2], [0.6]])
+        >>> stream = code.stream()
+        >>> pieces = np.concatenate([stream(signal[:1]), stream(signal[1:2]), stream(signal[2:]), stream.end()])
+        >>> bool((pieces == code(signal)).all())
+        True
+
+    Shapes:
+        a call takes ``(n, channels)`` and gives ``(m, 2 channels)`` float32, as :class:`LevelCrossing`: ``m = n`` with
+        ``"send_on_delta"``. With ``"difference"`` the event of a sample is known when its successor has come: the first call
+        gives ``n - 1``, and :meth:`end` the last.
+
+    Args:
+        code: of the whole signal.
+
+    Raises:
+        ParameterError: a code that smooths or normalises.
+        ShapeError, DataError: as the code itself; another number of channels than before.
+    """
+
+    def __init__(self, code: LevelCrossing) -> None:
+        if code.smooth is not None or code.normalise != "none":
+            raise ParameterError(
+                "a stream cannot be smoothed or normalised over its whole length: use LevelCrossing(smooth=None, "
+                "normalise='none')."
+            )
+        self.code = code
+        self._last: NDArray[np.float64] | None = None
+        self._seen: tuple[NDArray[np.float64], ...] = ()  # first, lowest and highest value of each channel
+        self._level = np.zeros(0, dtype=np.int64)
+
+    def __call__(self, piece: ArrayLike) -> NDArray[np.float32]:
+        """The events that are known now."""
+        x = np.ascontiguousarray(_checked(piece))
+        if self._last is not None and x.shape[1] != self._last.shape[1]:
+            raise ShapeError(
+                f"LevelCrossing expected {self._last.shape[1]} channels, as in the pieces before, got {x.shape[1]}."
+            )
+        if self.code.mode == "difference":
+            joined = x if self._last is None else np.concatenate([self._last, x])
+            self._last = x[-1:]
+            return self.code._changes(joined)[:-1]
+        if self._last is None:
+            self._seen, self._level = (x[0], x[0], x[0]), np.zeros(x.shape[1], dtype=np.int64)
+        start, low, high = self._seen
+        low, high = np.minimum(low, x.min(0)), np.maximum(high, x.max(0))
+        events = self.code._levels(x, low, high, start, self._level)
+        self._last, self._seen = x[-1:], (start, low, high)
+        return events
+
+    def end(self) -> NDArray[np.float32]:
+        """The event of the last sample, which is none, with ``"difference"``; the next call begins another signal."""
+        last, self._last = self._last, None
+        steps = 0 if last is None or self.code.mode != "difference" else 1
+        return np.zeros((steps, 0 if last is None else 2 * last.shape[1]), np.float32)
 
 
 def _checked(signal: ArrayLike) -> NDArray[np.float64]:
@@ -247,12 +339,12 @@ def _over(x: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.floa
 
 
 @kernel(parallel=False, error_model="numpy")
-def _send_on_delta(x, threshold, most, events):  # type: ignore[no-untyped-def]  # compiled
+def _send_on_delta(x, threshold, most, starts, levels, events):  # type: ignore[no-untyped-def]  # compiled
     """The level is kept as a whole number of thresholds, so the decoder's sum is the very same number."""
     for c in range(x.shape[1]):
-        start = x[0, c]
-        level = np.int64(0)
-        for t in range(1, x.shape[0]):
+        start = starts[c]
+        level = levels[c]
+        for t in range(x.shape[0]):
             value = x[t, c]
             k = np.int64((value - (start + level * threshold)) / threshold)
             # a quotient that was rounded may be one off: what is decoded decides
@@ -267,3 +359,4 @@ def _send_on_delta(x, threshold, most, events):  # type: ignore[no-untyped-def] 
                 events[t, 2 * c] = k
             elif k < 0:
                 events[t, 2 * c + 1] = -k
+        levels[c] = level

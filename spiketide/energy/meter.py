@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..baselines import _Classical
+from ..checkpointed import Checkpointed, recomputing
 from ..compose import Bidirectional, Framewise, Recurrent, Sequential
 from ..errors import EngineError, ParameterError
 from ..lateral import Lateral, Normalized
@@ -21,8 +22,9 @@ from ..norms import BatchNorm, Dropout
 from ..shapes import silence_padding
 from ..synapses.base import Synapse
 from ..synapses.delay import _ChannelDelay, _Delayed
+from ..types import State, leaves, map_state
 from .formulas import paper_counts
-from .operations import connections, lateral_connections
+from .operations import aside, connections, connections_and_end, lateral_connections, state_of
 from .step import StepOperations, step_operations
 
 FREE_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
@@ -157,6 +159,7 @@ class Counts:
 
     layers: dict[str, LayerCounts] = field(default_factory=dict)
     samples: int = 0
+    """Sequences that were begun. A call with a state handed over goes on with those of the calls before it."""
     steps: float = 0.0
     """Valid steps of the network's input, over all samples."""
     inputs: int = 0
@@ -217,6 +220,11 @@ def metering(network: nn.Module, *, fold: bool = True) -> Iterator[Counts]:
     nowhere. The network should be in evaluation mode, in which delays are whole and norms do not depend on the batch. The memory
     traffic is filled in when the block ends.
 
+    A sample is a sequence that begins from a fresh state: no state given, or the zeros of ``initial_state``. A call with a state
+    handed over goes on with the samples of the calls before it. So a sequence fed in chunks, or step by step, is one sample of
+    all its steps, with the counts of the sequence fed at once. Where no call of the block has begun any, the first one counts
+    its own. In training, what a :class:`spiketide.Checkpointed` layer computes anew in the backward is not counted again.
+
     Example:
         >>> import torch
         >>> from spiketide import LIF, Dense, Sequential
@@ -265,6 +273,11 @@ class _Meter:
         self.silent = 0  # inside a recurrence, or inside our own calls: nothing is counted
         self.seen = False  # whether a spiking layer ran in this forward
         self.before: dict[nn.Module, bool] = {}
+        self.fresh = True  # whether this forward begins its samples
+        self.handed: State = ()  # what the last forward handed on
+        self.lines: dict[
+            nn.Module, State
+        ] = {}  # of synapses with a memory: what would be on its way if every input were there
         self.steps: dict[nn.Module, StepOperations] = {}
         self.dense_of_one: dict[tuple[nn.Module, tuple[int, ...]], float] = {}
 
@@ -278,6 +291,9 @@ class _Meter:
             if module in inside:
                 continue
             hook: Callable[..., None] | None = None
+            if isinstance(module, Checkpointed):
+                yield module.register_forward_pre_hook(self._whole)
+                yield module.layer.register_forward_pre_hook(self._chunk_of(module), prepend=True)
             if isinstance(module, Recurrent):
                 yield module.register_forward_pre_hook(self._enter)
                 hook = self._recurrent
@@ -307,54 +323,97 @@ class _Meter:
                 yield module.register_forward_hook(hook, with_kwargs=True)
         yield self.network.register_forward_hook(self._end, with_kwargs=True)
 
+    @property
+    def away(self) -> bool:
+        """Whether nothing is to be counted now."""
+        return bool(self.silent) or recomputing()
+
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.away:
+            return
         self.seen = False
+        self.fresh = self._is_fresh(state_of(args, kwargs))
+        if self.fresh:
+            self.lines.clear()
+
+    def _is_fresh(self, state: Any) -> bool:
+        """Whether samples begin with this state: none, or zeros that no call has handed on."""
+        # a layer that has run leaves no gap
+        if state is None or any(leaf is None for leaf in leaves(state)):
+            return True
+        given = _tensors(state)
+        kept = {leaf.untyped_storage().data_ptr() for leaf in _tensors(self.handed) if leaf.numel()}
+        if not given or any(leaf.untyped_storage().data_ptr() in kept for leaf in given if leaf.numel()):
+            return False
+        return not any(bool((leaf != 0).any()) for leaf in given)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self.silent:
+        if self.away:
             return
         x, lengths = args[0], kwargs.get("lengths")
+        if self.fresh or not self.counts.samples:
+            self.counts.samples += x.shape[1]
+        self.handed = map_state(lambda leaf: leaf.detach(), output[1])
         x = silence_padding(x.detach(), lengths)
         self.counts.inputs = x.shape[2:].numel()
         self.counts.outputs = output[0].shape[2:].numel()
-        self.counts.samples += x.shape[1]
         self.counts.steps += _valid(x, lengths)
         self.counts.input_events += float((x != 0).sum())
         self.counts.input_graded |= _graded(x)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        self.silent += 1
+        # the second run of a chunk may end before this layer does
+        if not recomputing():
+            self.silent += 1
+
+    def _whole(self, module: nn.Module, args: Any) -> None:
+        if not self.away:
+            self.before[module] = self.seen
+
+    def _chunk_of(self, whole: nn.Module) -> Callable[..., None]:
+        """Every chunk begins with what the layers in front of them all have seen."""
+
+        def hook(module: nn.Module, args: Any) -> None:
+            if not self.away:
+                self.seen = self.before.get(whole, self.seen)
+
+        return hook
 
     def _fork(self, module: nn.Module, args: Any) -> None:
+        if self.away:
+            return
         for parent in self.network.modules():
             if isinstance(parent, Bidirectional) and parent.ahead is module:
                 self.before[parent.back] = self.seen
 
     def _join(self, module: nn.Module, args: Any) -> None:
-        self.seen = self.before.get(module, self.seen)
+        if not self.away:
+            self.seen = self.before.get(module, self.seen)
 
     def _recurrent(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if recomputing():
+            return
         self.silent -= 1
         if self.silent:
             return
         x, lengths = args[0], kwargs.get("lengths")
-        state = args[1] if len(args) > 1 else kwargs.get("state")
+        state = state_of(args, kwargs)
         y = output[0].detach()
         self._neuron(module.neuron, (x,), {"lengths": lengths}, output, fold_of=module)
         # What came back is y one step later; the synapse is called on it as a layer, whose own hooks count it.
         first = torch.zeros_like(y[:1]) if state is None else state[0][-1].detach().unsqueeze(0).to(y.dtype)
         fed_back = torch.cat([first, y[:-1]])
-        with torch.no_grad():
+        with aside(module.synapse):
             module.synapse(fed_back, None if state is None else state[1] or None, lengths=lengths)
 
     def _lateral(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         """The connections between the channels of a place; the synapse and the neurons inside have hooks of their own."""
-        if self.silent:
+        if self.away:
             return
         y, channels = output[0].detach(), module.neuron.shape[0]
         name = f"{self.names[module]}.lateral"
         row = self.counts.layers.setdefault(name, LayerCounts(name, "Lateral", "synapse"))
-        used, dense = lateral_connections(module, y, kwargs.get("lengths"))
+        used, dense = lateral_connections(module, y, kwargs.get("lengths"), state_of(args, kwargs))
         row.effective += used
         row.dense += dense
         self._from_outside(row, y, y)
@@ -370,19 +429,19 @@ class _Meter:
         self.counts.uncounted[self.names[module]] = f"{type(module).__name__}: {why}"
 
     def _synapse(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        if self.silent:
+        if self.away:
             return
         x, lengths = args[0].detach(), kwargs.get("lengths")
-        state = args[1] if len(args) > 1 else kwargs.get("state")
+        state = state_of(args, kwargs)
         y = output[0]
         row = self._row(module, "synapse")
         x = silence_padding(x, lengths)
         self.silent += 1  # counting calls the synapse itself
         try:
-            with torch.no_grad():
+            with aside(module):
                 row.effective += connections(module, x, lengths, state or None)
                 if module.mixes_steps:
-                    row.dense += connections(module, torch.ones_like(x), lengths)
+                    row.dense += self._dense_in_time(module, x, lengths, state or None)
                 else:
                     row.dense += self._dense(module, x) * _valid(x, lengths)
         finally:
@@ -414,10 +473,24 @@ class _Meter:
             self.dense_of_one[key] = connections(module, x.new_ones(1, 1, *x.shape[2:]))  # type: ignore[arg-type]
         return self.dense_of_one[key]
 
+    def _dense_in_time(self, module: Any, x: Tensor, lengths: Tensor | None, state: State | None) -> float:
+        """All connections of a synapse with a memory, with those of earlier steps whose inputs arrive now."""
+        begin: Any = None
+        if state is not None:
+            begin = self.lines.get(module)
+            if begin is not None and [leaf.shape for leaf in _tensors(begin)] != [
+                leaf.shape for leaf in _tensors(state)
+            ]:
+                begin = None
+            if begin is None and not self.fresh:
+                begin = map_state(lambda leaf: torch.ones_like(leaf) if leaf.dim() > 1 else leaf, state)
+        dense, self.lines[module] = connections_and_end(module, torch.ones_like(x), lengths, begin)
+        return dense
+
     def _neuron(
         self, module: Any, args: Any, kwargs: Any, output: Any, fold_of: nn.Module | None = None
     ) -> None:
-        if self.silent:
+        if self.away:
             return
         y, lengths = output[0].detach(), kwargs.get("lengths")
         row = self._row(module, "neuron")
@@ -432,7 +505,8 @@ class _Meter:
         self.seen |= row.spiking
         if module not in self.steps:
             try:
-                self.steps[module] = step_operations(module)
+                with aside(module):
+                    self.steps[module] = step_operations(module)
             except EngineError as error:
                 self._leave_out(module, f"updates are counted, their arithmetic is not. {error}")
                 return
@@ -443,9 +517,9 @@ class _Meter:
         row.ac_on_spikes += spikes * step.ac_per_spike
         row.comparisons += updates * step.comparisons
         row.functions += updates * step.functions
-        single = {
-            name for name, value in zip(module.dynamics.coefs, module.coefs(), strict=True) if _many(value)
-        }
+        with aside(module):
+            coefs = dict(zip(module.dynamics.coefs, module.coefs(), strict=True))
+        single = {name for name, value in coefs.items() if _many(value)}
         own = len(single & set(step.coefs))
         row.state_reads += updates * (step.state_reads + own)
         row.state_writes += updates * step.state_writes
@@ -454,7 +528,7 @@ class _Meter:
             self._leave_out(module, "exponentials, roots or divisions of its step are counted, not priced")
 
     def _norm(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        if self.silent:
+        if self.away:
             return
         x, lengths = args[0], kwargs.get("lengths")
         row = self._row(module, "norm")
@@ -476,7 +550,7 @@ class _Meter:
         row.target_words = x.shape[2:].numel()
 
     def _classical(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        if self.silent:
+        if self.away:
             return
         x, y, lengths = args[0].detach(), output[0].detach(), kwargs.get("lengths")
         row = self._row(module, "classical")
@@ -492,7 +566,7 @@ class _Meter:
         row.state_words, row.output_words = module.kept * module.n, module.n
 
     def _framewise(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        if self.silent:
+        if self.away:
             return
         lengths = kwargs.get("lengths")
         x = silence_padding(args[0].detach(), lengths)
@@ -506,7 +580,7 @@ class _Meter:
         y = output[0]
         row = self._row(module, "synapse", f"Framewise {type(module.module).__name__}")
         self._from_outside(row, x, y)
-        with torch.no_grad():
+        with aside(module):
             row.effective += _unit(module.module, x)
             row.dense += _unit(module.module, x.new_ones(1, 1, *x.shape[2:])) * _valid(x, lengths)
         values = _valid(y, lengths) * y.shape[2:].numel()
@@ -604,6 +678,11 @@ def _valid(y: Tensor, lengths: Tensor | None) -> int:
 def _graded(x: Tensor) -> bool:
     """Whether there is anything but -1, 0 and 1 in it; NaN is."""
     return bool(((x != 0) & (x.abs() != 1)).any())
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    """The tensors of a state; a layer that has yet to begin has none."""
+    return [leaf for leaf in leaves(state) if isinstance(leaf, Tensor)]
 
 
 def _many(value: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..checkpointed import recomputing
 from ..compose import Recurrent
 from ..lateral import Lateral
 from ..layer import parameter_roles
@@ -59,26 +60,57 @@ def connections(
         >>> connections(Dense(3, 4), x)
         4.0
     """
+    return connections_and_end(synapse, x, lengths, state)[0]
+
+
+def connections_and_end(
+    synapse: Synapse, x: Tensor, lengths: Tensor | None = None, state: State | None = None
+) -> tuple[float, State]:
+    """The same, and the state after it: what is on its way then."""
     roles = parameter_roles(synapse)
     ones = {
         name: torch.zeros_like(value) if name.split(".")[-1] == "bias" else torch.ones_like(value)
         for name, value in synapse.named_parameters()
         if roles[value] != "delays"  # when an input arrives is no weight
     }
-    begin = None if state is None else map_state(lambda leaf: (leaf != 0).to(leaf.dtype), state)
-    counts, _ = functional_call(synapse, ones, ((x != 0).to(x.dtype), begin), {"lengths": lengths})
-    return float(counts.sum(dtype=torch.float64))
+    # what has no features is no input on its way: the steps since the last output, of a stride
+    begin = map_state(lambda leaf: (leaf != 0).to(leaf.dtype) if leaf.dim() > 1 else leaf, state)
+    counts, end = functional_call(synapse, ones, ((x != 0).to(x.dtype), begin), {"lengths": lengths})
+    return float(counts.sum(dtype=torch.float64)), end
 
 
-def lateral_connections(layer: Lateral, y: Tensor, lengths: Tensor | None = None) -> tuple[float, float]:
+@contextmanager
+def aside(module: nn.Module) -> Iterator[None]:
+    """Run a layer once more to look at it: without gradients, and without a trace in random numbers or a checkpoint's books."""
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    # kernels save tensors without gradients too; inside a checkpoint they must not be counted among those of the network
+    unseen = torch.autograd.graph.saved_tensors_hooks(_same, _same)
+    with torch.no_grad(), torch.random.fork_rng(list(devices)), unseen:
+        yield
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def state_of(args: Any, kwargs: Any) -> Any:
+    """The state in the arguments of a layer's forward; ``None`` without one."""
+    return args[1] if len(args) > 1 else kwargs.get("state")
+
+
+def lateral_connections(
+    layer: Lateral, y: Tensor, lengths: Tensor | None = None, state: State | None = None
+) -> tuple[float, float]:
     """Connections between the channels of a place that the spikes ``y (T, B, C, *S)`` of a layer use, and all that there are.
 
-    Each spike reaches all ``C`` channels of its place, a step later, where its sample still has one.
+    Each spike reaches all ``C`` channels of its place, a step later, where its sample still has one. Those of the step before
+    ``y`` are in the state that it began with.
 
     Args:
         layer: the one whose output ``y`` is.
         y: its output.
         lengths: of its input.
+        state: that it began with.
     """
     lengths = layer.lengths_after(lengths)
     places = y.shape[0] * y.shape[1] if lengths is None else int(lengths.sum())
@@ -89,6 +121,11 @@ def lateral_connections(layer: Lateral, y: Tensor, lengths: Tensor | None = None
     last = y.shape[0] - 1 if lengths is None else (lengths.to(y.device) - 1).clamp(min=0).long()
     late = spikes[last, torch.arange(y.shape[1], device=y.device)]
     used = float(spikes.sum(dtype=torch.float64) - late.sum(dtype=torch.float64)) * y.shape[2]
+    if state is not None and state[1] is not None:
+        before = state[1][-1].detach()
+        # it arrives where there is a first step
+        there = (before != 0).flatten(1).sum(1, dtype=torch.float64)
+        used += float(there.sum() if lengths is None else there[lengths.to(y.device) > 0].sum()) * y.shape[2]
     return used, dense
 
 
@@ -97,20 +134,22 @@ def count_operations(network: nn.Module) -> Iterator[Operations]:
     """Count the synaptic operations of every forward inside the block; ``samples`` is for the caller to set.
 
     The feedback of a :class:`spiketide.compose.Recurrent` and the connections of a :class:`spiketide.Lateral` are counted from
-    their spikes, one step later.
+    their spikes, one step later. What a :class:`spiketide.Checkpointed` layer computes anew in the backward is not counted again.
     """
     total = Operations()
     handles = []
     counting = False  # counting calls the synapse itself, and that call must not be counted
 
-    def add(name: str, synapse: Synapse, x: Tensor, lengths: Tensor | None) -> None:
+    def add(name: str, synapse: Synapse, x: Tensor, lengths: Tensor | None, state: Any) -> None:
         nonlocal counting
-        if counting:
+        if counting or recomputing():
             return
         counting = True
         try:
-            with torch.no_grad():
-                total.sparse[name] = total.sparse.get(name, 0.0) + connections(synapse, x, lengths)
+            with aside(synapse):
+                total.sparse[name] = total.sparse.get(name, 0.0) + connections(
+                    synapse, x, lengths, state or None
+                )
                 total.dense[name] = total.dense.get(name, 0.0) + connections(
                     synapse, torch.ones_like(x), lengths
                 )
@@ -119,23 +158,26 @@ def count_operations(network: nn.Module) -> Iterator[Operations]:
 
     def forward_hook(name: str) -> Any:
         def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            add(name, module, args[0], kwargs.get("lengths"))
+            add(name, module, args[0], kwargs.get("lengths"), state_of(args, kwargs))
 
         return hook
 
     def feedback_hook(name: str) -> Any:
         def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            spikes = output[0]
-            fed_back = torch.cat([torch.zeros_like(spikes[:1]), spikes[:-1]])
-            add(name, module.synapse, fed_back, kwargs.get("lengths"))
+            spikes, state = output[0], state_of(args, kwargs)
+            first = torch.zeros_like(spikes[:1]) if state is None else state[0][-1].detach().unsqueeze(0)
+            fed_back = torch.cat([first.to(spikes.dtype), spikes[:-1]])
+            add(name, module.synapse, fed_back, kwargs.get("lengths"), None if state is None else state[1])
 
         return hook
 
     def lateral_hook(name: str) -> Any:
         def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            if counting:
+            if counting or recomputing():
                 return
-            used, dense = lateral_connections(module, output[0], kwargs.get("lengths"))
+            used, dense = lateral_connections(
+                module, output[0], kwargs.get("lengths"), state_of(args, kwargs)
+            )
             total.sparse[name] = total.sparse.get(name, 0.0) + used
             total.dense[name] = total.dense.get(name, 0.0) + dense
 

@@ -121,7 +121,7 @@ def _add_signed(
     masked: Array,
     along: Array,
 ) -> float:
-    """The same, with signs that follow; the sum of ``step[j] signs[i, j]`` over the same pairs, signs as they were before."""
+    """The same, with signs that follow; the sum of ``step[j] signs[i, j]`` over the same pairs, with the new signs."""
     n = step.shape[0]
     for j in range(n):
         along[j] = 0
@@ -133,10 +133,10 @@ def _add_signed(
         for e in range(start[t], start[t + 1]):
             row, sign = rows[order[e]], signs[order[e]]
             for j in range(n):
-                along[j] += masked[j] * sign[j]
                 w = row[j] - masked[j]
                 row[j] = w
                 sign[j] = 1 if w >= 0 else -1
+                along[j] += masked[j] * sign[j]
     total = 0.0
     for j in range(n):
         total += along[j]

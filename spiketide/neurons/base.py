@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,8 +24,8 @@ from ..surrogate import ATan, Surrogate
 from ..types import State
 
 Size: TypeAlias = int | Sequence[int]
-Value: TypeAlias = float | Tensor | Init | Callable[..., Tensor]
-"""A constant as the user gives it: a number, a tensor, or an initialiser ``init(shape) -> Tensor``."""
+Value: TypeAlias = float | Tensor | Init | Callable[..., Tensor] | Sequence[float]
+"""A constant as the user gives it: a number, numbers one per neuron, or an initialiser ``init(shape) -> Tensor``."""
 
 RESETS = ("soft", "soft_detached", "hard", "hard_detached", "none")
 
@@ -92,7 +94,7 @@ class Constant(nn.Module):
 
     Args:
         name: for messages.
-        value: number, tensor broadcastable to ``shape``, or initialiser ``init(shape)``.
+        value: number, tensor, array or list broadcastable to ``shape``, or initialiser ``init(shape)``.
         shape: of the layer.
         learn: learnable; a plain number then becomes one value per neuron (one per channel for a feature map).
         low, high: open bounds of the range, ``None`` for none.
@@ -118,7 +120,15 @@ class Constant(nn.Module):
         super().__init__()
         self.name, self.low, self.high, self.role = name, low, high, role
         per_neuron = shape if len(shape) == 1 else (shape[0], *(1 for _ in shape[1:]))
-        if isinstance(value, Tensor):
+        if isinstance(value, nn.Parameter) and not learn:
+            raise ParameterError(
+                f"{name} expected a value, got a torch.nn.Parameter, which this layer would copy and never train: pass "
+                f"learn=({name!r},) to have it trained, or its .detach() for a fixed one."
+            )
+        if isinstance(value, (list, tuple, np.ndarray)):
+            with contextlib.suppress(TypeError, ValueError, RuntimeError):  # then it is refused below
+                value = torch.as_tensor(value)
+        if isinstance(value, Tensor) and not value.is_complex():
             start = value.detach().to(torch.get_default_dtype()).clone()
         elif callable(value):
             drawn = value(per_neuron)
@@ -131,7 +141,7 @@ class Constant(nn.Module):
             start = torch.tensor(float(value), dtype=torch.get_default_dtype())
         else:
             raise ParameterError(
-                f"{name} expected a number, a tensor or an initialiser init(shape), got {value!r}."
+                f"{name} expected a number, numbers one per neuron or an initialiser init(shape), got {value!r}."
             )
         try:
             fits = torch.broadcast_shapes(start.shape, shape) == shape

@@ -456,7 +456,8 @@ def _onsets(data: ReportData) -> str:
         return ""
     near = f" at most {clean(data.onset_tolerance)} away" if data.onset_tolerance else " near enough"
     lead = (
-        "An onset is the first step of a run of a class. A true onset is found if a predicted onset of the same class lies"
+        "An onset is a labelled step right after a labelled step of another class: the first step of a sequence is none, nor is "
+        "the first after a stretch without labels. A true onset is found if a predicted onset of the same class lies"
         f"{near}; a predicted onset that belongs to no true one is false."
     )
     heads = ("class", "true", "found", "missed", "false", "sensitivity", "precision")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ..errors import EngineError, ParameterError
 from ..surrogate import Surrogate
 from .graph import Plan, Program
+from .outside import fingerprint, frozen
 
 
 class Dynamics(NamedTuple):
@@ -49,7 +50,7 @@ class Entry(NamedTuple):
 
 
 _TABLE: dict[str, Entry] = {}
-_KEYS: dict[tuple[Dynamics, Surrogate], str] = {}
+_KEYS: dict[tuple[Any, ...], str] = {}
 
 
 def register(dynamics: Dynamics, surrogate: Surrogate) -> str:
@@ -57,13 +58,19 @@ def register(dynamics: Dynamics, surrogate: Surrogate) -> str:
 
     Custom operators take tensors and strings, not functions, so a table from key to dynamics is needed. The key is a digest
     of the traced graph: two neurons with the same arithmetic share their kernels, in every process and across runs.
+
+    A number that the step reads from outside its arguments is taken as it is now, on every engine; the same step registered
+    after that number changed is another neuron.
     """
     if not isinstance(surrogate, Surrogate):
         raise ParameterError(f"expected a surrogate such as FastSigmoid(10.0), got {surrogate!r}.")
-    pair = (dynamics, surrogate)
-    if pair in _KEYS:
+    outside = (fingerprint(dynamics.step), fingerprint(dynamics.step_vjp))
+    pair = (dynamics, surrogate, *outside)
+    known = None not in outside
+    if known and pair in _KEYS:
         return _KEYS[pair]
     program, why = None, ""
+    fixed = dynamics
     try:
         program = Program(dynamics.state, dynamics.coefs, dynamics.step, surrogate, dynamics.step_vjp)
         described = repr(
@@ -76,6 +83,7 @@ def register(dynamics: Dynamics, surrogate: Surrogate) -> str:
                 program.grad_coefs,
             )
         )
+        fixed = dynamics._replace(step=frozen(dynamics.step), step_vjp=frozen(dynamics.step_vjp))
     except EngineError as error:
         why = str(error)
         code = getattr(dynamics.step, "__code__", None)
@@ -84,8 +92,9 @@ def register(dynamics: Dynamics, surrogate: Surrogate) -> str:
         described = repr((dynamics.state, dynamics.coefs, getattr(code, "co_code", None), own))
     described += repr((dynamics.state, dynamics.coefs, surrogate, dynamics.step_vjp is not None))
     key = hashlib.sha256(described.encode()).hexdigest()[:16]
-    _KEYS[pair] = key
-    _TABLE.setdefault(key, Entry(dynamics, surrogate, program, why))
+    if known:
+        _KEYS[pair] = key
+    _TABLE.setdefault(key, Entry(fixed, surrogate, program, why))
     return key
 
 

@@ -42,8 +42,8 @@ from .source import load_source
 class _Constants:
     """Typed constants of a kernel, made once above its loop: a bare ``0.1`` would be rounded to float32."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, tile: str) -> None:
+        self.kind, self.tile = kind, tile
         self.names: dict[str, str] = {}
 
     def __call__(self, value: float) -> str:
@@ -51,7 +51,7 @@ class _Constants:
         return self.names.setdefault(text, f"c{len(self.names)}")
 
     def lines(self) -> list[str]:
-        return [f"{name} = tl.full((BLOCK,), {text}, {self.kind})" for text, name in self.names.items()]
+        return [f"{name} = tl.full({self.tile}, {text}, {self.kind})" for text, name in self.names.items()]
 
 
 def _dialect(dtype: torch.dtype, constant: Callable[[float], str]) -> Dialect:
@@ -82,37 +82,56 @@ def _kind(dtype: torch.dtype) -> str:
     return "tl.float32" if dtype == torch.float32 else "tl.float64"
 
 
-def _text(args: Sequence[str], before: list[str], loop: str, body: list[str], after: list[str]) -> str:
+LINE, TILE = "(BLOCK,)", "(ROWS, COLS)"
+"""The neurons of a program: so many of the flat batch, or all of some samples."""
+
+
+def _text(
+    args: Sequence[str], before: list[str], loop: str, body: list[str], after: list[str], tile: str = LINE
+) -> str:
     lib = "spiketide.scan.gpu_math" if interpreted() else "triton.language.extra.libdevice"
     package, _, name = lib.rpartition(".")
     head = ["import triton", "import triton.language as tl", f"from {package} import {name} as lib", "", ""]
+    form = ", ".join(f"{name}: tl.constexpr" for name in tile.strip("(,)").split(", "))
     # Triton would compile again where the number of steps happens to be 1 or a multiple of 16
     head += ['@triton.jit(do_not_specialize=["start", "stop"])']
-    head += [
-        f"def kernel({', '.join(args)}, start, stop, size, n, BLOCK: tl.constexpr, STAGES: tl.constexpr):"
-    ]
+    head += [f"def kernel({', '.join(args)}, start, stop, size, n, {form}, STAGES: tl.constexpr):"]
     lines = ["    " + line for line in before]
     lines += ["    " + loop, *("        " + line for line in body)]
     lines += ["    " + line for line in after]
     return "\n".join([*head, *lines]) + "\n"
 
 
-def _opening(p: Program, scalars: Sequence[bool], masked: bool, kind: str) -> list[str]:
+def _opening(p: Program, scalars: Sequence[bool], masked: bool, kind: str, tile: str = LINE) -> list[str]:
     """Where this program's neurons are, their coefficients and the last step any of them takes."""
-    lines = [
-        "lo = tl.program_id(0).to(tl.int64) * BLOCK",
-        "o = tl.arange(0, BLOCK)",
-        "inside = lo + o < size",
+    if tile == LINE:
+        lines = [
+            "lo = tl.program_id(0).to(tl.int64) * BLOCK",
+            "o = tl.arange(0, BLOCK)",
+            "inside = lo + o < size",
+        ]
+    else:
+        lines = [
+            "lo = tl.program_id(0).to(tl.int64) * ROWS * n",
+            "column = tl.arange(0, COLS)",
+            "o = tl.arange(0, ROWS)[:, None] * n + column[None, :]",
+            "inside = (lo + o < size) & (column < n)[None, :]",
+            "known = (column < n)[:, None] & (column < n)[None, :]",
+            # row = where a connection goes to, column = where it comes from
+            f"w = tl.load(w_ + column[:, None] * n + column[None, :], mask=known, other=0.0).to({kind})",
+        ]
+    lines += [
         "wide = tl.full((), 1, tl.int64) * size",  # T * M may pass 2 ** 31
     ]
     for k, scalar in enumerate(scalars):
         if scalar:
-            lines.append(f"k{k} = tl.broadcast_to(tl.load(k{k}_), (BLOCK,))")
+            lines.append(f"k{k} = tl.broadcast_to(tl.load(k{k}_), {tile})")
         else:
             lines.append(f"k{k} = tl.load(k{k}_ + (lo + o) % n, mask=inside, other=1.0)")
     if masked:
         lines.append("length = tl.load(l_ + (lo + o) // n, mask=inside, other=0)")
-        lines.append("last = tl.minimum(stop, tl.max(length, axis=0))")
+        longest = "tl.max(length, axis=0)" if tile == LINE else "tl.max(tl.max(length, axis=1), axis=0)"
+        lines.append(f"last = tl.minimum(stop, {longest})")
     else:
         lines.append("last = stop")
     return lines
@@ -129,6 +148,7 @@ def forward_source(
     masked: bool,
     dtype: torch.dtype,
     fed: bool = False,
+    resident: bool = False,
 ) -> str:
     """The forward kernel's text.
 
@@ -139,9 +159,10 @@ def forward_source(
         masked: whether there are lengths.
         dtype: of the arithmetic.
         fed: the input is ``x[t]`` plus a product ``d (B, N)``, and the outputs fed back next are kept in ``r (B, N)``.
+        resident: with ``fed``, the kernel makes the products itself, of a matrix ``w (N, N)`` that it holds.
     """
-    kind = _kind(dtype)
-    constant = _Constants(kind)
+    kind, tile = _kind(dtype), TILE if resident else LINE
+    constant = _Constants(kind, tile)
     names = {p.x: "x"}
     names |= {s: f"s{k}" for k, s in enumerate(p.state)}
     names |= {c: f"k{k}" for k, c in enumerate(p.coefs)}
@@ -149,42 +170,52 @@ def forward_source(
     lines, read = emit(p.graph, [p.y, *p.next, *written], names, _dialect(dtype, constant))
     zero = constant(0.0)
     states = range(len(p.state))
-    args = ["x_", *(["d_", "r_"] if fed else []), *(["l_"] if masked else [])]
+    args = ["x_", *(["w_" if resident else "d_", "r_"] if fed else []), *(["l_"] if masked else [])]
     args += [f"s{k}_" for k in states] + [f"k{k}_" for k in range(len(p.coefs))]
     args += ["y_", *(f"f{k}_" for k in states), *(f"z{q}_" for q in range(len(written)))]
 
     body = ["row = t * wide + lo"]
     if p.x in read or p.x in written:
         body.append(_load("x", "row", kind))
-        body += ["x = x + d"] if fed else []
+        product = f'tl.dot(r, tl.trans(w), input_precision="ieee", out_dtype={kind})' if resident else "d"
+        body += [f"x = x + {product}"] if fed else []
     body += lines
     keep = (lambda new, old: f"tl.where(alive, {new}, {old})") if masked else (lambda new, old: new)
     body += ["alive = t < length"] if masked else []
     body.append(f"tl.store(y_ + row + o, {keep(names[p.y], zero)}, mask=inside)")
     body += [f"tl.store(z{q}_ + row + o, {names[i]}, mask=inside)" for q, i in enumerate(written)]
     body += [f"r = {keep(names[p.y], 'r')}"] if fed else []
+    # the matrix has zeros where no neurons are, but what a step makes of nothing may be NaN
+    body += [f"r = tl.where(inside, r, {zero})"] if resident else []
     # through names of their own: a new state may be another state's old value
     body += [f"n{k} = {keep(names[i], f's{k}')}" for k, i in enumerate(p.next)]
     body += [f"s{k} = n{k}" for k in states]
 
-    before = _opening(p, scalars, masked, kind) + constant.lines()
+    before = _opening(p, scalars, masked, kind, tile) + constant.lines()
     before += [_load(f"s{k}", "lo", kind) for k in states]
-    before += [_load("d", "lo", kind), _load("r", "lo", kind)] if fed else []
+    before += [_load("d", "lo", kind)] if fed and not resident else []
+    before += [_load("r", "lo", kind)] if fed else []
     after = [f"tl.store(f{k}_ + lo + o, s{k}, mask=inside)" for k in states]
     after += ["tl.store(r_ + lo + o, r, mask=inside)"] if fed else []
     if masked:
         after += ["for t in range(tl.maximum(start, last), stop):"]
         after += [f"    tl.store(y_ + t * wide + lo + o, {zero}, mask=inside)"]
-    return _text(args, before, "for t in tl.range(start, last, num_stages=STAGES):", body, after)
+    return _text(args, before, "for t in tl.range(start, last, num_stages=STAGES):", body, after, tile)
 
 
 def backward_source(
-    p: Program, plan: Plan, scalars: Sequence[bool], masked: bool, dtype: torch.dtype, fed: bool = False
+    p: Program,
+    plan: Plan,
+    scalars: Sequence[bool],
+    masked: bool,
+    dtype: torch.dtype,
+    fed: bool = False,
+    resident: bool = False,
 ) -> str:
     """The backward kernel's text; ``fed``: gradients of the outputs fed back are added (``d (B, N)``, and ``e (B, N)`` for a
-    sample's last step when there are lengths)."""
-    kind = _kind(dtype)
-    constant = _Constants(kind)
+    sample's last step when there are lengths); ``resident``: see :func:`forward_source`, ``d`` is then handed on as well."""
+    kind, tile = _kind(dtype), TILE if resident else LINE
+    constant = _Constants(kind, tile)
     dialect = _dialect(dtype, constant)
     states, saved = range(len(p.state)), range(len(plan.saved))
     sums = [k for k, i in enumerate(plan.grad_coefs) if i is not None]
@@ -203,7 +234,8 @@ def backward_source(
     lines, _ = emit(p.graph, [o for o in outputs if o is not None], names, dialect)
     value = lambda i: zero if i is None else names[i]  # noqa: E731
 
-    args = ["gy_", *(["d_"] if fed else []), *(["e_"] if fed and masked else []), *(["l_"] if masked else [])]
+    args = ["gy_", *(["d_"] if fed else []), *(["w_"] if resident else [])]
+    args += [*(["e_"] if fed and masked else []), *(["l_"] if masked else [])]
     args += (
         [f"s{k}_" for k in plan.prior] + [f"k{k}_" for k in range(len(p.coefs))] + [f"z{q}_" for q in saved]
     )
@@ -226,13 +258,19 @@ def backward_source(
     keep = (lambda new, old: f"tl.where(alive, {new}, {old})") if masked else (lambda new, old: new)
     body += ["alive = t < length"] if masked else []
     if plan.grad_x is not None:
-        body.append(f"tl.store(gx_ + row + o, {keep(value(plan.grad_x), zero)}, mask=inside)")
+        body.append(f"gx = {keep(value(plan.grad_x), zero)}")
+        body.append("tl.store(gx_ + row + o, gx, mask=inside)")
+    if resident and plan.grad_x is not None:
+        body.append(f"gx = tl.where(inside, gx, {zero})")
+        body.append(f'd = tl.dot(gx, w, input_precision="ieee", out_dtype={kind})')
+    elif resident:
+        body.append(f"d = tl.where(inside, {zero}, {zero})")
     body += [f"q{k} = q{k} + {keep(value(plan.grad_coefs[k]), zero)}" for k in sums]
     body += [f"n{k} = {keep(value(i), f'g{k}')}" for k, i in enumerate(plan.grad_state)]
     body += [f"g{k} = n{k}" for k in states]
     body += [f"z{q} = p{q}" for q in saved] if plan.prior else []
 
-    before = _opening(p, scalars, masked, kind) + constant.lines()
+    before = _opening(p, scalars, masked, kind, tile) + constant.lines()
     before += [_load(f"s{k}", "lo", kind) for k in plan.prior]
     before += [_load(f"g{k}", "lo", kind) for k in states] + [_load(f"q{k}", "lo", kind) for k in sums]
     before += [_load("d", "lo", kind)] if fed else []
@@ -242,10 +280,11 @@ def backward_source(
         before += [_load(f"z{q}", "row", kind) for q in saved]
     after = [f"tl.store(h{k}_ + lo + o, g{k}, mask=inside)" for k in states]
     after += [f"tl.store(q{k}_ + lo + o, q{k}, mask=inside)" for k in sums]
+    after += ["tl.store(d_ + lo + o, d, mask=inside)"] if resident else []
     if masked and plan.grad_x is not None:
         after += ["for t in range(tl.maximum(start, last), stop):"]
         after += [f"    tl.store(gx_ + t * wide + lo + o, {zero}, mask=inside)"]
-    return _text(args, before, "for back in tl.range(start, last, num_stages=STAGES):", body, after)
+    return _text(args, before, "for back in tl.range(start, last, num_stages=STAGES):", body, after, tile)
 
 
 # -- compiling and launching -------------------------------------------------------------------------------------------------
@@ -293,19 +332,30 @@ def forward_kernel(
     masked: bool,
     dtype: torch.dtype,
     fed: bool = False,
+    resident: bool = False,
 ) -> Any:
     """The compiled forward."""
-    text = forward_source(program(key), saved, scalars, masked, dtype, fed)
-    return load_source(text, "gpu_fed_forward" if fed else "gpu_forward").kernel
+    text = forward_source(program(key), saved, scalars, masked, dtype, fed, resident)
+    return load_source(text, _kernel_name("forward", fed, resident)).kernel
 
 
 @functools.cache
 def backward_kernel(
-    key: str, plan: Plan, scalars: tuple[bool, ...], masked: bool, dtype: torch.dtype, fed: bool = False
+    key: str,
+    plan: Plan,
+    scalars: tuple[bool, ...],
+    masked: bool,
+    dtype: torch.dtype,
+    fed: bool = False,
+    resident: bool = False,
 ) -> Any:
     """The compiled backward."""
-    text = backward_source(program(key), plan, scalars, masked, dtype, fed)
-    return load_source(text, "gpu_fed_backward" if fed else "gpu_backward").kernel
+    text = backward_source(program(key), plan, scalars, masked, dtype, fed, resident)
+    return load_source(text, _kernel_name("backward", fed, resident)).kernel
+
+
+def _kernel_name(way: str, fed: bool, resident: bool) -> str:
+    return f"gpu_resident_{way}" if resident else f"gpu_fed_{way}" if fed else f"gpu_{way}"
 
 
 class Launch:
@@ -342,6 +392,44 @@ class Launch:
             BLOCK=block,
             STAGES=stages,
             num_warps=warps,
+            enable_fp_fusion=False,
+        )
+
+
+RESIDENT = 128
+"""Neurons up to which a recurrent scan is one launch: their matrix, 64 KiB, stays in the registers and the shared memory of
+each multiprocessor."""
+
+ROWS = 4
+"""Samples a program of a recurrent scan in one launch: with more the compiled kernels spill registers, with fewer each step would
+read the matrix for less work. Reasoned and compiled, not measured on a device."""
+
+
+def resident(n: int, dtype: torch.dtype) -> bool:
+    """Whether a recurrent scan over ``n`` neurons is one launch. Not in float64, whose matrices take twice the place."""
+    return n <= RESIDENT and dtype == torch.float32
+
+
+class ResidentLaunch(Launch):
+    """Launches of kernels that hold the matrix between ``n`` neurons, and take all neurons of a few samples each."""
+
+    def __init__(self, like: Tensor, batch: int, n: int) -> None:
+        super().__init__(like, batch, (n,))
+        self.columns = max(16, 1 << (n - 1).bit_length())
+        self.grid = (-(-batch // ROWS),)
+
+    def __call__(self, kernel: Any, tensors: Sequence[Tensor], start: int, stop: int) -> None:
+        """Run steps ``start`` to ``stop``."""
+        kernel[self.grid](
+            *tensors,
+            start,
+            stop,
+            self.size,
+            self.n,
+            ROWS=ROWS,
+            COLS=self.columns,
+            STAGES=2,
+            num_warps=8 if self.columns > 64 else 4,
             enable_fp_fusion=False,
         )
 

@@ -475,7 +475,7 @@ class Program:
             raise EngineError(f"{what} cannot be traced: {type(error).__name__}: {error}.") from error
 
     def _ids(self, out: Any, count: int, what: str, form: str) -> list[int]:
-        values = out if isinstance(out, tuple) else (out,)
+        values = out if isinstance(out, (tuple, list)) else (out,)
         if len(values) != count:
             raise EngineError(f"{what} must return {count} values {form}, got {len(values)}.")
         ids = []

@@ -1,9 +1,13 @@
-"""Recurrent scans on the GPU: one matrix product and one fused step kernel at every step.
+"""Recurrent scans on the GPU: one launch for all steps where the matrix stays on the chip, else captured stretches of steps.
+
+Up to :data:`spiketide.scan.gpu.RESIDENT` neurons a kernel holds the matrix and takes all neurons of a few samples through time:
+no sample waits for another. Beyond, a step is one matrix product and one fused step kernel, captured in stretches
+(:mod:`.gpu_graph`).
 
 At step ``t`` a neuron is driven by ``x[t] + W s[t-1]``. The product is torch's; the step kernel is the scan's own kernel over a
 window of one step: it adds the product to the input, runs the step, writes outputs and saved values in their place and keeps
 ``s[t]`` in float32 for the next product. The backward is the same from the end: the step's backward, then the product that
-carries the gradient to the outputs before. All buffers are made before the loop and no step waits for the host. The gradient
+carries the gradient to the outputs before. All buffers are made before the loop, no step waits for the host. The gradient
 of the matrix is one product over all steps afterwards, made by the caller.
 
 Where spikes come back late (:mod:`.delayed`), a sum over the outputs of the steps before stands in front of each product.
@@ -19,14 +23,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import gpu_graph
 from .dynamics import plan_for, program
 from .gpu import (
     Launch,
+    ResidentLaunch,
     backward_kernel,
     compute_dtype,
     flat_coefs,
     flat_lengths,
     forward_kernel,
+    resident,
     scalar_flags,
 )
 
@@ -58,13 +65,28 @@ def forward(
     fed = previous.detach().to(dtype).clone(memory_format=torch.contiguous_format)
     if not y.numel():
         return y, final, fed, stores
+    ends, numbers, flags = (
+        flat_lengths(lengths, steps),
+        flat_coefs(coefs, (n,), dtype),
+        scalar_flags(coefs),
+    )
+    inner = [*ends, *final, *numbers, y, *final, *stores]
+    if resident(n, dtype):
+        one = ResidentLaunch(x, batch, n)
+        kernel = forward_kernel(key, saved, flags, lengths is not None, dtype, fed=True, resident=True)
+        with one.on_device():
+            one(kernel, [x, weight.detach().to(dtype).contiguous(), fed, *inner], 0, steps)
+        return y, final, fed, stores
     launch = Launch(x, batch, (n,), step=True)
-    kernel = forward_kernel(key, saved, scalar_flags(coefs), lengths is not None, dtype, fed=True)
+    kernel = forward_kernel(key, saved, flags, lengths is not None, dtype, fed=True)
     with launch.on_device():
-        product, wt = torch.empty_like(fed), weight.detach().to(dtype).t()
-        tensors = [x, product, fed, *flat_lengths(lengths, steps), *final, *flat_coefs(coefs, (n,), dtype)]
-        tensors += [y, *final, *stores]
-        for t in range(steps):
+        w, done = weight.detach().to(dtype), 0
+        graph = gpu_graph.form(key, x, dtype, need_coefs, flags, lengths is not None)
+        if (stretch := gpu_graph.forward_of(graph)) is not None:
+            done = stretch(x, w, numbers, ends, fed, final, y, stores)
+        product, wt = torch.empty_like(fed), w.t()
+        tensors = [x, product, fed, *inner]
+        for t in range(done, steps):
             torch.mm(fed, wt, out=product)
             launch(kernel, tensors, t, t + 1)
     return y, final, fed, stores
@@ -103,26 +125,37 @@ def backward(
         sums = [torch.zeros_like(gfed) for _ in range(wanted)]
     if not gy.numel():
         return gx, gstate, gfed, sums
-    launch = Launch(gy, batch, (n,), step=True)
-    kernel = backward_kernel(key, plan, scalar_flags(coefs), lengths is not None, dtype, fed=True)
     ends = flat_lengths(lengths, steps)
-    with launch.on_device():
-        w = weight.detach().to(dtype)
-        before = [state[k].detach().to(dtype).contiguous() for k in plan.prior]
-        # past a sample's last step nothing is fed back: its last outputs have the gradient given from outside
-        tensors = [
-            gy,
-            gfed,
-            *([glast, *ends] if ends else []),
-            *before,
-            *flat_coefs(coefs, (n,), dtype),
-            *stores,
-        ]
-        tensors += [*gstate, *([gx] if plan.grad_x is not None else []), *gstate, *sums]
-        rows = gx.unbind(0)
-        for t in reversed(range(steps)):
-            launch(kernel, tensors, t, t + 1)
-            torch.mm(rows[t], w, out=gfed)
+    before = [state[k].detach().to(dtype).contiguous() for k in plan.prior]
+    # past a sample's last step nothing is fed back: its last outputs have the gradient given from outside
+    numbers = flat_coefs(coefs, (n,), dtype)
+    inner = [*([glast, *ends] if ends else []), *before, *numbers, *stores]
+    inner += [*gstate, *([gx] if plan.grad_x is not None else []), *gstate, *sums]
+    w, flags, masked = weight.detach().to(dtype).contiguous(), scalar_flags(coefs), lengths is not None
+    if resident(n, dtype):
+        one = ResidentLaunch(gy, batch, n)
+        with one.on_device():
+            one(
+                backward_kernel(key, plan, flags, masked, dtype, fed=True, resident=True),
+                [gy, gfed, w, *inner],
+                0,
+                steps,
+            )
+    else:
+        launch = Launch(gy, batch, (n,), step=True)
+        kernel = backward_kernel(key, plan, flags, masked, dtype, fed=True)
+        with launch.on_device():
+            rows, tensors = gx.unbind(0), [gy, gfed, *inner]
+
+            def one_by_one(first: int, stop: int) -> None:
+                for t in reversed(range(first, stop)):
+                    launch(kernel, tensors, t, t + 1)
+                    torch.mm(rows[t], w, out=gfed)
+
+            stop, graph = steps, gpu_graph.form(key, gy, dtype, need_coefs, flags, masked)
+            if (stretch := gpu_graph.backward_of(graph)) is not None:
+                stop = stretch(steps, gy, w, numbers, ends, glast, stores, gfed, gstate, sums, gx)
+            one_by_one(0, stop)
     if lengths is not None:
         gfed = torch.where((lengths > 0).unsqueeze(1), gfed, glast)
     return gx, gstate, gfed, sums

@@ -52,6 +52,38 @@ def _values(dynamics: Dynamics, out: Any) -> Sequence[Any]:
     return values
 
 
+_BRANCHED = "Boolean value of Tensor"
+"""How torch's message begins when Python's ``if`` is given a tensor of several values."""
+
+
+class _Steps:
+    """Calls the step on copies of its operands for as long as it writes into them, so that the caller's stay as they are."""
+
+    def __init__(self, dynamics: Dynamics, surrogate: Surrogate) -> None:
+        self.dynamics, self.surrogate = dynamics, surrogate
+        self.written: list[bool] | None = None  # by operand; not known before the first step
+
+    def __call__(self, *operands: Tensor) -> Any:
+        copied = self.written if self.written is not None else [True] * len(operands)
+        given = [o.clone() if c else o for o, c in zip(operands, copied, strict=True)]
+        before = [g._version for g in given] if self.written is None else []
+        try:
+            if self.dynamics.step_vjp is None:
+                out = self.dynamics.step(*given)
+            else:
+                out = _StepWithVjp.apply(self.dynamics, self.surrogate, *given)
+        except RuntimeError as error:
+            if _BRANCHED not in str(error):
+                raise
+            raise EngineError(
+                "a neuron's step runs on whole tensors and cannot branch on values: replace `if` by "
+                "torch.where(condition, a, b)."
+            ) from error
+        if self.written is None:
+            self.written = [g._version != b for g, b in zip(given, before, strict=True)]
+        return out
+
+
 def _of_neurons(value: Any, like: Tensor) -> Tensor:
     """What a step returned, one value per neuron: it may return a number, a comparison or a coefficient."""
     if isinstance(value, Tensor) and value.shape == like.shape and value.dtype == like.dtype:
@@ -85,14 +117,12 @@ def run(
         alive = [(t < lengths).view(-1, *([1] * (x.dim() - 2))) for t in range(x.shape[0])]
         # masking the outputs alone would let NaN in the padding into the gradients: 0 * NaN is NaN
         x = silence_padding(x, lengths)
+    step = _Steps(dynamics, surrogate)
     with use(surrogate):
         # unbind once: x[t] under autograd writes a zero of the whole sequence per step, quadratic in T
         for t, current in enumerate(x.unbind(0)):
             drive = current if feedback is None else current + feedback(last)  # type: ignore[arg-type]
-            if dynamics.step_vjp is None:
-                out = dynamics.step(drive, *states, *coefs)
-            else:
-                out = _StepWithVjp.apply(dynamics, surrogate, drive, *states, *coefs)
+            out = step(drive, *states, *coefs)
             s, *new = (_of_neurons(value, drive) for value in _values(dynamics, out))
             if alive is None:
                 states = tuple(new)

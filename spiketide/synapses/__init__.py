@@ -9,6 +9,7 @@ from .delay import DelayedConv2d as DelayedConv2d
 from .delay import DendriticDelay as DendriticDelay
 from .delay import SynapticDelay as SynapticDelay
 from .delay import clamp_delays as clamp_delays
+from .delay import freeze as freeze
 from .delay_summary import LayerDelays as LayerDelays
 from .delay_summary import delay_statistics as delay_statistics
 from .delay_summary import plot_delays as plot_delays

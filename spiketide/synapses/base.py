@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ParameterError
 from ..layer import Layer, check_state
+from ..shapes import is_whole
 from ..shapes import silence_padding as silence_padding
 from ..types import State
 
@@ -70,9 +71,9 @@ def positive(owner: str, name: str, value: object) -> int:
     Raises:
         ParameterError: it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value):
         raise ParameterError(f"{owner} expected {name} to be a positive integer, got {value!r}.")
-    return value
+    return int(value)  # type: ignore[call-overload]
 
 
 def per_axis(owner: str, name: str, value: object, axes: int, least: int) -> tuple[int, ...]:
@@ -82,13 +83,13 @@ def per_axis(owner: str, name: str, value: object, axes: int, least: int) -> tup
         ParameterError: another number of them, not integers, or one below ``least``.
     """
     values: tuple[Any, ...] = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
-    if len(values) != axes or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
+    if len(values) != axes or not all(is_whole(v, least) for v in values):
         raise ParameterError(
             f"{owner} expected {name} to be an integer >= {least}"
             + (f" or {axes} of them" if axes > 1 else "")
             + f", got {value!r}."
         )
-    return values
+    return tuple(int(v) for v in values)
 
 
 def independent(rows: Tensor, groups: int) -> Tensor:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import ClassVar
+import warnings
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,11 @@ from ..errors import NonFiniteError, ParameterError, ShapeError, unknown
 from ..init import Init
 from ..kernels import delay as kernels
 from ..layer import check_input, check_state
-from ..shapes import check_dtype, silence_padding
+from ..shapes import check_dtype, is_whole, silence_padding
 from ..types import State
 from .base import Synapse, last_frames, per_axis, positive
+
+Network = TypeVar("Network", bound=nn.Module)
 
 INTERPOLATIONS = ("gauss", "linear", "max", "none")
 
@@ -80,7 +83,7 @@ class _Delays(nn.Module):
         start: Tensor | Init | float | str | None,
     ) -> None:
         super().__init__()
-        if isinstance(max_delay, bool) or not isinstance(max_delay, int) or max_delay < 0:
+        if not is_whole(max_delay, 0):
             raise ParameterError(f"{owner} expected max_delay to be steps >= 0, got {max_delay!r}.")
         if interpolation not in INTERPOLATIONS:
             raise ParameterError(f"{owner}: " + unknown("interpolation", interpolation, INTERPOLATIONS))
@@ -93,9 +96,9 @@ class _Delays(nn.Module):
             raise ParameterError(f"{owner} expected width >= 0 (steps), got {width!r}.")
         if not (math.isfinite(offset) and offset >= 0) or (interpolation == "gauss" and offset == 0):
             raise ParameterError(f"{owner} expected an offset of the width above 0, got {offset!r}.")
-        self.owner, self.max_delay, self.interpolation = owner, max_delay, interpolation
+        self.owner, self.max_delay, self.interpolation = owner, int(max_delay), interpolation
         self.round_in_eval, self.offset = bool(round_in_eval), float(offset)
-        self.begin = float((max_delay + 1) // 2) if width is None else float(width)
+        self.begin = float((self.max_delay + 1) // 2) if width is None else float(width)
         used = learn and interpolation in ("gauss", "max")
         self.register_buffer("width", torch.tensor(self.begin if used else 0.0))
         self.delay = nn.Parameter(torch.empty(shape), requires_grad=bool(learn))
@@ -139,6 +142,26 @@ class _Delays(nn.Module):
                 self.delay.copy_(given)
             if self.interpolation == "none":
                 self.delay.round_()
+
+    def freeze_(self) -> None:
+        """Whole delays, not learnt from now on."""
+        self.clamp_()
+        with torch.no_grad():
+            self.delay.round_()
+            self.width.zero_()
+        self.interpolation = "none"
+        self.delay.requires_grad_(False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        loaded = state_dict.get(f"{prefix}delay")
+        if isinstance(loaded, Tensor) and loaded.numel() and float(loaded.max()) > self.max_delay + 1:
+            warnings.warn(
+                f"{self.owner}: the delays loaded go up to {float(loaded.max()):g} steps, and max_delay = {self.max_delay}: "
+                f"longer ones act as {self.max_delay} steps. Build the layer with the max_delay that they were trained with.",
+                UserWarning,
+                stacklevel=4,
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def clamp_(self) -> None:
         """Put delays that an optimiser moved out of their range back on its border."""
@@ -269,15 +292,9 @@ class _Delayed(Synapse):
         return silence_padding(y, self.lengths_after(lengths)), (self.remember(before, x, lengths),)
 
     def freeze(self) -> Self:
-        """A copy with whole delays that are not learnt; its output, in any mode, is this layer's in evaluation."""
-        frozen = copy.deepcopy(self)
-        with torch.no_grad():
-            frozen.delays.clamp_()
-            frozen.delays.delay.round_()
-            frozen.delays.width.zero_()
-        frozen.delays.interpolation = "none"
-        frozen.delays.delay.requires_grad_(False)
-        return frozen
+        """A copy with whole delays that are not learnt: its output, in any mode, is this layer's in evaluation with
+        ``round_in_eval``. For a network see :func:`freeze`."""
+        return freeze(self)
 
     def remember(self, before: Tensor | None, x: Tensor, lengths: Tensor | None) -> Tensor:
         """The last ``max_delay`` frames of each sample ``(B, max_delay, *features)``; ``before`` is ``None`` for silence."""
@@ -299,9 +316,9 @@ def _given(frames: Tensor, silent: tuple[int, int]) -> Tensor:
 
 def check_tail(owner: str, tail: int) -> int:
     """Silent steps after the sequence, 0 or more."""
-    if isinstance(tail, bool) or not isinstance(tail, int) or tail < 0:
+    if not is_whole(tail, 0):
         raise ParameterError(f"{owner} expected a tail of 0 or more steps, got {tail!r}.")
-    return tail
+    return int(tail)
 
 
 class SynapticDelay(_Delayed):
@@ -751,7 +768,7 @@ class DelayAnneal:
     """Narrow the widths of all delays of a network, epoch by epoch.
 
     In epoch ``e`` of ``E`` the width is ``W0 (final / W0) ^ (min(e, E_s) / E_s)`` with ``E_s = floor(share * E)``, and
-    ``W0`` where the width began; a width already at or below ``final`` stays.
+    ``W0`` where the width began; a width already at or below ``final`` stays, that of loaded weights too.
 
     Example:
         >>> from spiketide.synapses import DelayAnneal, SynapticDelay
@@ -792,10 +809,37 @@ class DelayAnneal:
                 and module.interpolation in ("gauss", "max")
                 and module.delay.requires_grad
             ):
-                begin = module.begin
-                if begin > self.final:
+                begin, reached = module.begin, self.final * (1 + 1e-6)  # the width is a float32
+                if begin > reached and float(module.width) > reached:
                     done = 1.0 if last == 0 else min(epoch, last) / last
                     module.width.fill_(begin * (self.final / begin) ** done)
+
+
+def freeze(network: Network) -> Network:
+    """A copy of a network whose delays, wherever in it, are whole steps and not learnt.
+
+    Its output, in evaluation, is that of the network with ``round_in_eval``; it shares nothing with the network, so training its
+    weights further leaves the network as it is.
+
+    Example:
+        >>> import torch
+        >>> from spiketide import LIF, AxonalDelay, Dense, Recurrent, Sequential, SynapticDelay, freeze
+        >>> behind = Recurrent(LIF(8), Sequential(AxonalDelay(8, 5), Dense(8, 8)))
+        >>> network = Sequential(SynapticDelay(4, 8, 5), behind).eval()
+        >>> frozen, x = freeze(network), torch.rand(20, 2, 4)
+        >>> torch.equal(frozen(x)[0], network(x)[0])
+        True
+        >>> [name for name, p in frozen.named_parameters() if p.requires_grad]
+        ['0.weight', '1.synapse.1.weight', '1.synapse.1.bias']
+
+    Args:
+        network: a delay layer, or any module that holds some; one without delays is copied only.
+    """
+    frozen = copy.deepcopy(network)
+    for module in frozen.modules():
+        if isinstance(module, _Delays):
+            module.freeze_()
+    return frozen
 
 
 def clamp_delays(network: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import NonFiniteError, ParameterError, ShapeError
 from ..kernels import first_spike, fixed_slope
 from ..kernels.first_spike import Fired, Terms, Window
+from ..shapes import check_dtype, check_tensor
 from .psp import PSP, FixedSlope, ReL, Step
 from .rules import Rule, STiDi
 
@@ -121,10 +122,11 @@ class TimingLayer(nn.Module, ABC):
             weight: of the shape of ``weight``.
 
         Raises:
-            ShapeError: another shape.
+            ShapeError: another shape, or no tensor.
             ParameterError: a binary layer and weights of different magnitudes, or all of 0.
             NonFiniteError: NaN or infinite weights.
         """
+        check_tensor(type(self).__name__, weight, "weights")
         if weight.shape != self.weight.shape:
             raise ShapeError(
                 f"{type(self).__name__} expected weights {tuple(self.weight.shape)}, got {tuple(weight.shape)}."
@@ -146,6 +148,30 @@ class TimingLayer(nn.Module, ABC):
     @abstractmethod
     def check(self, times: Tensor) -> None:
         """Refuse a wrong shape."""
+
+    def check_times(self, times: Tensor) -> None:
+        """Refuse what is no tensor of spike times that fits.
+
+        Raises:
+            ShapeError: no tensor, another shape, or not of float32 or float64.
+            NonFiniteError: NaN or negative times.
+        """
+        check_tensor(type(self).__name__, times, "spike times")
+        if times.dtype not in (torch.float32, torch.float64):
+            raise ShapeError(
+                f"{type(self).__name__} expected spike times of float32 or float64 (inf: never), got {times.dtype}: "
+                "times.float()."
+            )
+        self.check(times)
+        if isinstance(self.psp, FixedSlope):
+            check_dtype(self, times, self.weight)
+        # NaN is less than anything here
+        if times.numel() and not float(times.detach().amin()) >= 0:
+            bad = int((~(times >= 0)).sum())
+            raise NonFiniteError(
+                f"{type(self).__name__} expected spike times from 0 on, or inf, got {bad} of {times.numel()} that are NaN or "
+                "negative."
+            )
 
     @abstractmethod
     def charge(self, times: Tensor, weight: Tensor, *, potential: bool, slope: bool = True) -> Fired:
@@ -174,19 +200,7 @@ class TimingLayer(nn.Module, ABC):
             times: of the inputs, ``(B, *N)``.
             potential: whether the potentials are wanted; else that field may be empty.
         """
-        if times.dtype not in (torch.float32, torch.float64):
-            raise ShapeError(
-                f"{type(self).__name__} expected spike times of float32 or float64 (inf: never), got {times.dtype}: "
-                "times.float()."
-            )
-        self.check(times)
-        # NaN is less than anything here
-        if times.numel() and not float(times.detach().amin()) >= 0:
-            bad = int((~(times >= 0)).sum())
-            raise NonFiniteError(
-                f"{type(self).__name__} expected spike times from 0 on, or inf, got {bad} of {times.numel()} that are NaN or "
-                "negative."
-            )
+        self.check_times(times)
         fired: tuple[Tensor, Tensor, Tensor] = _FirstSpike.apply(
             times, self.effective_weight(), self, potential
         )

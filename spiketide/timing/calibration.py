@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ParameterError
 from .base import TimingLayer
-from .network import Network
-from .psp import FixedSlope
+from .network import Network, named
+from .psp import PSP, FixedSlope
 from .shaping import AveragePool2d, EarliestPool2d
 
 EARLY = 0.05
 """With a fixed slope: the share of the spikes that may come before the wanted time."""
+
+FINEST = 64
+"""Times and constants of kernels are looked at for a common measure of down to one part in so many of a step."""
 
 
 def calibrate(network: Network, times: Tensor, moments: Sequence[float]) -> None:
@@ -24,6 +28,11 @@ def calibrate(network: Network, times: Tensor, moments: Sequence[float]) -> None
     ``moments`` says for each layer when, as a part of its window: the median of its neurons, after pooling, of those that
     hear any input at all (silent ones count as late). With :class:`.psp.FixedSlope` it is the moment before which one spike in
     twenty comes: potentials then use the window without being cut at its beginning.
+
+    The potentials of a binary layer whose inputs come at whole steps are whole multiples of one quantum, ``scale`` for
+    :class:`.psp.Step`, ``scale / unit`` for :class:`.psp.ReL`. The threshold is put half a quantum off them (with
+    :class:`.psp.FixedSlope`: as far from all of them as its climb allows), so no potential lies on it, and float32, float64 and
+    whole numbers say the same spikes.
 
     Example:
         >>> import torch
@@ -43,6 +52,7 @@ def calibrate(network: Network, times: Tensor, moments: Sequence[float]) -> None
 
     Raises:
         ParameterError: another number of moments, or a layer that no scale makes fire; the message names it.
+        ShapeError, NonFiniteError: times that a layer refuses; the message names it.
     """
     modules = list(network.named_children())
     layers = [(name, layer) for name, layer in modules if isinstance(layer, TimingLayer)]
@@ -57,13 +67,16 @@ def calibrate(network: Network, times: Tensor, moments: Sequence[float]) -> None
         with torch.no_grad():
             for number, (name, layer) in enumerate(modules):
                 if isinstance(layer, TimingLayer):
+                    with named(name):
+                        layer.check_times(times)
                     pools = []
                     for _, following in modules[number + 1 :]:
                         if not isinstance(following, (EarliestPool2d, AveragePool2d)):
                             break
                         pools.append(following)
                     _set_scale(name, layer, times, nn.Sequential(*pools), wanted[name])
-                times = layer(times)
+                with named(name):
+                    times = layer(times)
     finally:
         network.train(training)
 
@@ -97,7 +110,83 @@ def _set_scale(name: str, layer: TimingLayer, times: Tensor, pools: nn.Module, m
     for _ in range(40):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if late(middle) else (low, middle)
-    layer.scale.fill_(high)
+    layer.scale.fill_(_unambiguous(layer, times, high) if layer.binary else high)
+
+
+def _unambiguous(layer: TimingLayer, times: Tensor, scale: float) -> float:
+    """The next scale of a binary layer from this one on at which no potential can lie on the threshold.
+
+    With inputs at whole steps (or halves, quarters ...), potentials are ``n quantum scale`` with whole ``n``. With free slopes
+    they are compared with the threshold itself, so ``threshold / (quantum scale)`` is put to ``k + 1/2``.
+
+    A climbing membrane fires at the step ``stop - u`` if its potential is ``threshold u / length`` or more, for ``u`` from 1 to
+    ``length``: there ``k + 1/2`` would lie on a potential at ``u = 2``. A fraction in lowest terms with the denominator
+    ``length + 1`` is away from all of them by ``1 / (length + 1)`` quanta or more.
+
+    Where times or kernel have no common measure, potentials are multiples of nothing, and the scale stays as it is.
+    """
+    if isinstance(layer.psp, FixedSlope):
+        step = None if layer.exact else _step(times)
+        start = _fraction(layer.psp.start)
+        if step is None or start is None:
+            return scale
+        quantum = float(_measure(step, start))
+        parts = math.floor(layer.psp.length) + 1
+        # bisection ends on a potential, from either side
+        count = max(1, math.floor(layer.threshold / (scale * quantum) * (1 - 1e-6) * parts))
+        while math.gcd(count, parts) > 1:
+            count -= 1
+        return layer.threshold * parts / (count * quantum)
+    found = _quantum(layer.psp, times)
+    if found is None:
+        return scale
+    level = max(1, math.ceil(layer.threshold / (scale * found) * (1 - 1e-6))) - 0.5
+    return layer.threshold / (level * found)
+
+
+def _quantum(psp: PSP, times: Tensor) -> float | None:
+    """What all values of a kernel are multiples of, at the times at which a membrane with these inputs bends.
+
+    ``None``: of nothing.
+    """
+    rise, fall, plateau = psp.shape
+    if rise == 0:
+        return 1.0
+    step, up = _step(times), _fraction(rise)
+    if step is None or up is None:
+        return None
+    if not plateau:
+        return float(step / up)
+    step = _measure(step, up)
+    quantum = _measure(step / up, Fraction(1))
+    if not math.isinf(fall):
+        end = _fraction(fall)
+        if end is None:
+            return None
+        step = _measure(step, end)
+        quantum = _measure(_measure(step / up, Fraction(1)), step / (end - up))
+    return float(quantum)
+
+
+def _step(times: Tensor) -> Fraction | None:
+    """The part of a step that all spike times are multiples of."""
+    fired = times[torch.isfinite(times)].double()
+    for parts in range(1, FINEST + 1):
+        if not bool(((fired * parts).round() - fired * parts).abs().gt(1e-3).any()):
+            return Fraction(1, parts)
+    return None
+
+
+def _fraction(number: float) -> Fraction | None:
+    near = Fraction(number).limit_denominator(FINEST)
+    return near if math.isclose(near, number, rel_tol=1e-9) else None
+
+
+def _measure(a: Fraction, b: Fraction) -> Fraction:
+    """The largest that both are multiples of."""
+    return Fraction(
+        math.gcd(a.numerator * b.denominator, b.numerator * a.denominator), a.denominator * b.denominator
+    )
 
 
 def _hearing(layer: TimingLayer, times: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..errors import ParameterError, ShapeError
 from ..kernels import first_spike
 from ..kernels.first_spike import Fired, Window
+from ..shapes import is_whole
 from .base import TimingLayer
 
 
@@ -43,7 +44,7 @@ class TimingConv2d(TimingLayer):
 
     Raises:
         ParameterError: a number out of range, channels that groups do not divide.
-        ShapeError: input of another rank or size, or smaller than the window.
+        ShapeError: input of another rank or size, smaller than the window, or no tensor.
         NonFiniteError: NaN or negative times.
 
     Reference:
@@ -71,10 +72,13 @@ class TimingConv2d(TimingLayer):
             ("stride", stride, 1),
             ("groups", groups, 1),
         ):
-            if isinstance(size, bool) or not isinstance(size, int) or size < least:
+            if not is_whole(size, least):
                 raise ParameterError(
                     f"TimingConv2d expected {name} as an integer from {least} on, got {size!r}."
                 )
+        n_in, n_out, kernel, stride, padding, groups = map(
+            int, (n_in, n_out, kernel, stride, padding, groups)
+        )
         if n_in % groups or n_out % groups:
             raise ParameterError(
                 f"TimingConv2d expected channels that {groups} groups divide, got {n_in} and {n_out}."

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NonFiniteError, ParameterError, ShapeError
+from ..shapes import check_tensor, is_whole
 
 
 class IntensityToLatency(nn.Module):
@@ -31,7 +32,7 @@ class IntensityToLatency(nn.Module):
     Raises:
         ParameterError: a number out of range.
         NonFiniteError: NaN or infinity in the input.
-        ShapeError: values outside [0, 1], or integers.
+        ShapeError: values outside [0, 1], integers, or no tensor.
 
     Reference:
         The latency code of S4NN with 255 levels; compression (``span``) after our own trials.
@@ -41,16 +42,22 @@ class IntensityToLatency(nn.Module):
         self, steps: int = 64, *, span: float = 1.0, threshold: float = 10 / 255, exact: bool = False
     ):
         super().__init__()
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if not is_whole(steps):
             raise ParameterError(f"IntensityToLatency expected steps as a positive integer, got {steps!r}.")
         if not 0 < span <= 1 or not 0 <= threshold < 1:
             raise ParameterError(
                 f"IntensityToLatency expected span in (0, 1] and threshold in [0, 1), got {span!r} and {threshold!r}."
             )
-        self.steps, self.span, self.threshold, self.exact = steps, float(span), float(threshold), bool(exact)
+        self.steps, self.span, self.threshold, self.exact = (
+            int(steps),
+            float(span),
+            float(threshold),
+            bool(exact),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Spike times of intensities."""
+        check_tensor("IntensityToLatency", x, "intensities from 0 to 1")
         if not x.is_floating_point():
             raise ShapeError(
                 f"IntensityToLatency expected intensities in floating point, from 0 to 1, got {x.dtype}: x / 255 for bytes."
@@ -91,7 +98,11 @@ def to_train(times: Tensor, steps: int) -> Tensor:
     Args:
         times: spike times.
         steps: of the train.
+
+    Raises:
+        ShapeError: no tensor.
     """
+    check_tensor("to_train", times, "spike times (B, *N)")
     clock = torch.arange(steps, dtype=times.dtype, device=times.device)
     return (times.floor() == clock.view(-1, *[1] * times.dim())).to(times.dtype)
 
@@ -112,8 +123,9 @@ def to_times(train: Tensor) -> Tensor:
         train: spikes, anything but 0 is one.
 
     Raises:
-        ShapeError: no time axis and batch.
+        ShapeError: no time axis and batch, or no tensor.
     """
+    check_tensor("to_times", train, "a spike train (T, B, *N)")
     if train.dim() < 2 or train.shape[0] == 0:
         raise ShapeError(f"to_times expected a spike train (T, B, *N), got {tuple(train.shape)}.")
     spikes = train != 0

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ..errors import ParameterError, ShapeError
 from ..kernels import first_spike
 from ..kernels.first_spike import Fired
+from ..shapes import is_whole
 from .base import TimingLayer
 
 
@@ -37,7 +38,7 @@ class TimingLinear(TimingLayer):
 
     Raises:
         ParameterError: a size that is not a positive integer, or an option out of range.
-        ShapeError: input of another rank or size, or of integers.
+        ShapeError: input of another rank or size, of integers, or no tensor.
         NonFiniteError: NaN or negative times.
 
     Reference:
@@ -47,8 +48,9 @@ class TimingLinear(TimingLayer):
 
     def __init__(self, n_in: int, n_out: int, **layer: Any):
         for name, size in (("n_in", n_in), ("n_out", n_out)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if not is_whole(size):
                 raise ParameterError(f"TimingLinear expected {name} as a positive integer, got {size!r}.")
+        n_in, n_out = int(n_in), int(n_out)
         self.n_in, self.n_out = n_in, n_out
         super().__init__((n_out, n_in), n_in, **layer)
 

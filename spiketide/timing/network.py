@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ParameterError
+from ..errors import NonFiniteError, ParameterError, ShapeError
 from ..kernels.first_spike import Fired
 from .base import TimingLayer
+from .psp import FixedSlope
+
+log = logging.getLogger("spiketide")
 
 
 class Network(nn.Sequential):
@@ -23,11 +29,17 @@ class Network(nn.Sequential):
         >>> fired.potential.shape, list(seen)
         (torch.Size([2, 3]), ['0', '1'])
 
+    A layer hears what comes before its window ends; with :class:`.psp.FixedSlope`, before its window opens. So each such layer
+    needs a window of its own, behind that of the layer that feeds it: where some spikes come too late for it, a line in the
+    log says so, and where all do, the network is refused.
+
     Args:
         *layers: modules from times to times; the last one a :class:`.base.TimingLayer`.
 
     Raises:
-        ParameterError: the last layer does not fire, or one module stands in two places.
+        ParameterError: the last layer does not fire, one module stands in two places, or a layer whose window lies so that it
+            can hear nothing of the one before.
+        ShapeError, NonFiniteError: on input that a layer refuses; the message names the layer.
     """
 
     def __init__(self, *layers: nn.Module):
@@ -41,6 +53,47 @@ class Network(nn.Sequential):
                 "Network expected every layer once, one module stands in two places: make a second one, also of a pooling layer."
             )
         super().__init__(*layers)
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        """Every layer must hear the one before: with a fixed slope it listens only until its own window opens."""
+        before: tuple[str, TimingLayer] | None = None
+        for name, layer in self.named_children():
+            if not isinstance(layer, TimingLayer):
+                continue
+            if before is not None:
+                source, feeding = before
+                climbs = isinstance(layer.psp, FixedSlope)
+                until = layer.start if climbs else layer.stop
+                means = (
+                    f"layer {name} ({type(layer).__name__}) hears inputs until step {until:g}, when its window "
+                    f"{'opens' if climbs else 'ends'}, and layer {source} ({type(feeding).__name__}) fires from step "
+                    f"{feeding.start:g} to {feeding.stop:g}"
+                )
+                remedy = (
+                    f"psp=FixedSlope({feeding.stop:g}, {layer.psp.unit:g}), stop={feeding.stop + layer.psp.unit:g}"
+                    if climbs
+                    else f"a stop above {feeding.stop:g}"
+                )
+                if until <= feeding.start:
+                    raise ParameterError(
+                        f"Network expected windows one behind the other, but {means}: it would hear nothing and never fire. "
+                        f"Give it {remedy}."
+                    )
+                if climbs and until < feeding.stop:
+                    log.warning("%s: later spikes are lost. To hear all of them give it %s.", means, remedy)
+            before = name, layer
+
+    def forward(self, times: Tensor) -> Tensor:
+        """Spike times of the last layer; ``inf`` where a neuron is silent.
+
+        Args:
+            times: of the input.
+        """
+        for name, layer in self.named_children():
+            with named(name):
+                times = layer(times)
+        return times
 
     @property
     def output(self) -> TimingLayer:
@@ -58,14 +111,31 @@ class Network(nn.Sequential):
         seen = {}
         last = len(self) - 1
         for number, (name, layer) in enumerate(self.named_children()):
-            if number == last:
-                fired = self.output.fire(times)
-                seen[name] = fired.times
-                return fired, seen
-            times = layer(times)
+            with named(name):
+                if number == last:
+                    fired = self.output.fire(times)
+                    seen[name] = fired.times
+                    return fired, seen
+                times = layer(times)
             if isinstance(layer, TimingLayer):
                 seen[name] = times
         raise AssertionError("unreachable: a network has a last layer")
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Whatever is refused inside is refused in the name of this layer.
+
+    Args:
+        name: of the layer in its network.
+
+    Raises:
+        ShapeError, NonFiniteError: those that come from inside, with the name in front.
+    """
+    try:
+        yield
+    except (ShapeError, NonFiniteError) as error:
+        raise type(error)(f"layer {name}: {error}") from error
 
 
 class Decision(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..encoders.base import check_values
 from ..errors import DataError, EngineError, NonFiniteError, ParameterError, ShapeError, unknown
 from ..kernels.first_spike import Fired
+from ..shapes import check_tensor, is_whole
 from .base import TimingLayer
 from .linear import TimingLinear
 from .loss import TimingLoss
@@ -61,14 +62,15 @@ class PixelTimes(nn.Module):
 
     def __init__(self, steps: int = 256, *, code: Literal["scaled", "byte"] = "scaled"):
         super().__init__()
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if not is_whole(steps):
             raise ParameterError(f"PixelTimes expected steps as a positive integer, got {steps!r}.")
         if code not in PIXEL_CODES:
             raise ParameterError("PixelTimes: " + unknown("code", code, PIXEL_CODES))
-        self.steps, self.code = steps, code
+        self.steps, self.code = int(steps), code
 
     def forward(self, x: Tensor) -> Tensor:
         """Spike times of intensities."""
+        check_tensor("PixelTimes", x, "intensities from 0 to 1")
         check_values("PixelTimes", x)
         dark = (255 * (1 - x)).round_().to(torch.int32)
         late = dark if self.code == "byte" else (dark * self.steps).div_(255, rounding_mode="floor")
@@ -144,7 +146,7 @@ class OnlineLinear(TimingLinear):
         for name, value in (("spread", spread), ("initial_scale", initial_scale)):
             if not 0 < value < math.inf:
                 raise ParameterError(f"OnlineLinear expected {name} above 0, got {value!r}.")
-        if isinstance(stop, bool) or not isinstance(stop, int) or not 4 <= stop < 2**15:
+        if not is_whole(stop, 4) or stop >= 2**15:
             raise ParameterError(
                 f"OnlineLinear expected stop as an integer from 4 to {2**15 - 1}, got {stop!r}."
             )
@@ -183,7 +185,6 @@ class OnlineLinear(TimingLinear):
             times: of the inputs, ``(B, n_in)``.
             potential: has no effect here.
         """
-        self.check(times)
         return evaluate([self], times)[0]
 
     def rows(self) -> Any:
@@ -243,10 +244,10 @@ def _arrays(layers: Sequence[OnlineLinear]) -> tuple[Any, Any, Any, Any]:
 def _whole(times: Tensor, layer: OnlineLinear) -> Any:
     """Checked spike times ``(B, n_in)`` as whole steps; the end of the window for never."""
     word, stop = type(layer).__name__, int(layer.stop)
-    if not isinstance(times, Tensor) or not times.is_floating_point():
-        got = times.dtype if isinstance(times, Tensor) else type(times).__name__
+    check_tensor(word, times, "spike times")
+    if not times.is_floating_point():
         raise ShapeError(
-            f"{word} expected spike times in floating point (inf: never), got {got}: times.float()."
+            f"{word} expected spike times in floating point (inf: never), got {times.dtype}: times.float()."
         )
     layer.check(times)
     if len(times) == 0:
@@ -306,7 +307,7 @@ class OnlineNetwork(Network):
     ):
         word, steps = type(self).__name__, int(layers[-1].stop)
         super().__init__(Flatten(), *layers)
-        if isinstance(margin, bool) or not isinstance(margin, int) or margin < 1:
+        if not is_whole(margin):
             raise ParameterError(f"{word} expected margin as a positive integer, got {margin!r}.")
         if margin >= steps:
             raise ParameterError(
@@ -324,7 +325,7 @@ class OnlineNetwork(Network):
             raise ParameterError(f"{word} expected dead as a share from 0 to below 1, got {dead!r}.")
         self.lr, self.margin, self.weight_decay, self.lr_scale = (
             float(lr),
-            margin,
+            int(margin),
             float(weight_decay),
             float(lr_scale),
         )
@@ -546,8 +547,10 @@ class BS4NN(OnlineNetwork):
         V_j(t) = \alpha \sum_i \mathrm{sign}(w_{ji}) [t_i \le t] \qquad
         \alpha \leftarrow \alpha - \eta_\alpha\, \mathrm{mean}_{ji}\bigl(\delta_j [t_i < t_j]\, \mathrm{sign}(w_{ji})\bigr)
 
-    All else is as in :class:`S4NN` (errors pass through the real weights, updates straight through to them), but for the
-    numbers, and that an image is left out when no output fires. A weight of 0 counts as positive.
+    with the signs after the weights' update, as published: with those before it, the scale of the outputs falls from 5 to 3 in
+    training, where it should rise (the published network ends at 9). All else is as in :class:`S4NN` (errors pass through the
+    real weights, updates straight through to them), but for the numbers, and that an image is left out when no output fires. A
+    weight of 0 counts as positive.
 
     Example:
         >>> import torch

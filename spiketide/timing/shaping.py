@@ -11,15 +11,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..errors import ParameterError, ShapeError
+from ..shapes import check_tensor, is_whole
 
 
 def _size(word: str, size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    if not is_whole(size):
         raise ParameterError(f"{word} expected size as a positive integer, got {size!r}.")
-    return size
+    return int(size)
 
 
 def _image(word: str, times: Tensor, size: int) -> None:
+    check_tensor(word, times, "spike times (B, C, H, W)")
     if times.dim() != 4 or min(times.shape[2:]) < size:
         raise ShapeError(
             f"{word} expected spike times (B, C, H, W) of {size} x {size} or more, got {tuple(times.shape)}."
@@ -141,6 +143,7 @@ class Flatten(nn.Module):
 
     def forward(self, times: Tensor) -> Tensor:
         """Everything but the samples in one axis."""
+        check_tensor("Flatten", times, "spike times (B, *N)")
         return times.flatten(1)
 
 
@@ -177,6 +180,7 @@ class Silence(nn.Module):
 
     def forward(self, times: Tensor) -> Tensor:
         """Some are silenced, in training only."""
+        check_tensor("Silence", times, "spike times")
         if not self.training or self.p == 0:
             return times
         silenced = torch.rand_like(times) < self.p

@@ -182,6 +182,11 @@ class Keep(Checkpoint):
         return sign * row[metric] > sign * self.best[metric]
 
     @property
+    def started(self) -> bool:
+        """Whether an epoch was begun."""
+        return self._began > 0
+
+    @property
     def _out_of_patience(self) -> bool:
         if self.choice.patience is None or self.best is None:
             return False

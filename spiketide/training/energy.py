@@ -118,8 +118,7 @@ def _measure(folder: RunFolder, on: str) -> tuple[Counts, dict[str, Any]]:
     """Counts of the best checkpoint over all batches, and what it reached on validation data."""
     with isolate_rng(), torch.no_grad():
         built = load(folder).build()
-        checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
-        built.model.load_state_dict(checkpoint["state_dict"])
+        folder.fill(built.model)
         with surroundings(built.threads):
             counts = count_batches(built, on)
     best = (folder.read_json("metrics.json") or {}).get("best") or {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from ..errors import ParameterError, RunError
@@ -43,8 +42,7 @@ def export_run(folder: RunFolder, to: Path) -> dict[str, Any]:
             f"{folder.path} cannot be exported: its network is a {type(network).__name__}, and export writes what loses nothing: "
             "networks of spike times with binary weights (task SingleSpike, binary: true). Checkpoints hold all others."
         )
-    checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
-    model.load_state_dict(checkpoint["state_dict"])
+    folder.fill(model)
     encoder = model.encoder
     try:
         size = pack(

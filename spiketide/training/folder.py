@@ -17,6 +17,7 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -33,6 +34,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from ..errors import RunError
 from ..plain import to_json
+
+log = logging.getLogger("spiketide")
 
 PACKAGES = (
     "spiketide", "torch", "lightning", "numba", "numpy", "scipy", "scikit-learn", "jsonargparse", "librosa", "triton",
@@ -54,10 +57,12 @@ def write(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too leaves no half file behind
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise refusal(path, error) from error
+        if isinstance(error, OSError):
+            raise refusal(path, error) from error
+        raise
 
 
 def refusal(path: Path, error: OSError) -> RunError:
@@ -94,6 +99,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if not isinstance(storage_options, list):
                 raise
             storage_options.append(error)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, on the CPU.
+
+    Raises:
+        RunError: the file is truncated, or is no checkpoint of a training.
+    """
+    remedy = "Put a copy of it back, or train the recipe anew in another folder (--run)."
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, PermissionError) as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}. {remedy}") from error
+    except Exception as error:  # torch, zipfile and pickle each have errors of their own for broken files
+        told = str(error).strip().split("\n")[0].split(". ")[0]
+        raise RunError(
+            f"cannot read {path}: it is truncated or no checkpoint ({type(error).__name__}: {told}). {remedy}"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise RunError(f"cannot read {path}: it holds no checkpoint of a training. {remedy}")
+    return content
 
 
 class RunFolder:
@@ -182,6 +208,25 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise RunError(f"cannot read {path}: {error}") from error
 
+    def fill(self, model: torch.nn.Module) -> dict[str, Any]:
+        """Put the best weights into a model of the run's recipe.
+
+        Returns:
+            the checkpoint.
+
+        Raises:
+            RunError: the checkpoint cannot be read, or is one of another network.
+        """
+        checkpoint = read_checkpoint(self.best)
+        try:
+            model.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            raise RunError(
+                f"{self.best} does not fit the network of {self.path / 'recipe.yaml'}: {error} Was the recipe changed by hand, "
+                "or a class of it since the training?"
+            ) from error
+        return checkpoint
+
     @property
     def begun(self) -> bool:
         """Whether there is something to lose: a whole epoch was trained."""
@@ -199,9 +244,22 @@ def new_name() -> str:
 
 
 def latest(runs: Path, recipe: str) -> Path | None:
-    """The run of a recipe that was begun last."""
+    """The run of a recipe that was begun last, of those with a checkpoint; if none has one, of all.
+
+    A run that has none yet, or that failed before, hides no other; a newer one that is passed over is named in the log.
+    """
     found = [path.parent for path in (runs / recipe).glob("*/recipe.yaml")]
-    return max(found, key=lambda path: (path / "recipe.yaml").stat().st_mtime_ns, default=None)
+    found.sort(key=lambda path: (path / "recipe.yaml").stat().st_mtime_ns, reverse=True)
+    for number, path in enumerate(found):
+        if any((path / "checkpoints").glob("*.ckpt")):
+            if number:
+                log.warning(
+                    "%s was begun later but has no checkpoint (no whole epoch yet, or it failed: see its run.log); taking %s",
+                    found[0],
+                    path,
+                )
+            return path
+    return found[0] if found else None
 
 
 def versions(seed: int) -> dict[str, Any]:

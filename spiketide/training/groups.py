@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,15 +33,19 @@ def parameter_groups(
         model: whose trainable parameters are grouped.
         lr: learning rate of the weights.
         weight_decay: of the weights.
-        multipliers: role -> factor on ``lr``; a role not named has factor 1.
+        multipliers: role -> factor on ``lr``, 0 or more; a role not named has factor 1.
 
     Raises:
-        ParameterError: an unknown role, or nothing to train.
+        ParameterError: an unknown role, a rate, decay or factor below 0 or not finite, or nothing to train.
     """
     factors = dict(multipliers or {})
     for name in factors:
         if name not in ROLES:
             raise ParameterError(unknown("role", name, ROLES))
+    rates = {"lr": lr, "weight_decay": weight_decay}
+    for name, number in {**rates, **{f"a factor for {role}": f for role, f in factors.items()}}.items():
+        if not 0 <= number < math.inf:
+            raise ParameterError(f"parameter_groups expected {name} of 0 or more, got {number!r}.")
     members: dict[str, list[nn.Parameter]] = {}
     for parameter, name in parameter_roles(model).items():
         if parameter.requires_grad:

@@ -7,11 +7,21 @@ from collections.abc import Sequence
 from .recipe import Claim
 
 
-def judge(mean: float, interval: Sequence[float] | None, claim: Claim | None) -> tuple[str, str]:
+def judge(
+    mean: float, interval: Sequence[float] | None, claim: Claim | None, overridden: Sequence[str] = ()
+) -> tuple[str, str]:
     """Whether a claim was met: ``reproduced``, ``above``, ``open`` or ``not reproduced``, and why in words.
 
-    The mean decides; when it falls short but the 95 % interval still reaches the claim, the question stays open.
+    The mean decides; when it falls short but the 95 % interval still reaches the claim, the question stays open. What was
+    ``overridden`` on the command line is said, since the claim is one of the recipe as it stands.
     """
+    verdict, words = _judged(mean, interval, claim)
+    if claim is not None and overridden:
+        words += f" Overridden: {', '.join(overridden)}; the claim is one of the recipe without that."
+    return verdict, words
+
+
+def _judged(mean: float, interval: Sequence[float] | None, claim: Claim | None) -> tuple[str, str]:
     if claim is None:
         return "no claim", "the recipe is our own: there is no published number to compare with."
     low, high = claim.value - claim.tolerance, claim.value + claim.tolerance

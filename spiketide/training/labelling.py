@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ class Labelling(Task):
         scores[t] = network(encoder(x))[t]
         loss = cross-entropy of softmax(scores[t]), mean over the counted steps, + sum of the regularisers
 
-    Counted are the valid steps of each sequence from ``skip`` on that have a label. A sequence none of whose steps counts
-    trains nothing. The prediction at ``t`` is the highest score at ``t``: nothing later is looked at, so the network can label a
+    Counted are the valid steps of each sequence from ``skip`` on that have a label, and with ``class_weights`` one whose class
+    has a weight above 0. A sequence none of whose steps counts trains nothing; of a batch without any the loss is 0, without a
+    gradient. The prediction at ``t`` is the highest score at ``t``: nothing later is looked at, so the network can label a
     stream.
 
     Logged: ``accuracy`` over all valid steps, the first ``skip`` included; with ``unlabelled``, ``accuracy`` is the published
@@ -48,7 +50,7 @@ class Labelling(Task):
         unlabelled: The class that a step without a label counts as, in training and in ``accuracy``; ``None``: such steps
             count nowhere.
         label_smoothing: Share of the target spread evenly over the classes, in [0, 1).
-        class_weights: Weight of each class in the loss; ``None``: all 1.
+        class_weights: Weight of each class in the loss, 0 for one that is not trained on; ``None``: all 1.
         tolerance: Steps by which a predicted onset may be off in the test's statistics
             (:func:`spiketide.segments.match_onsets`).
         near: Steps by which a predicted label may be off in ``test_accuracy_near`` (:func:`spiketide.segments.near`).
@@ -86,8 +88,12 @@ class Labelling(Task):
             )
         if not 0.0 <= label_smoothing < 1.0:
             raise ParameterError(f"Labelling expected label_smoothing in [0, 1), got {label_smoothing!r}.")
-        if class_weights is not None and not all(weight >= 0 for weight in class_weights):
-            raise ParameterError(f"Labelling expected class_weights of 0 or more, got {class_weights!r}.")
+        if class_weights is not None and not (
+            all(0 <= weight < math.inf for weight in class_weights) and any(class_weights)
+        ):
+            raise ParameterError(
+                f"Labelling expected class_weights of 0 or more, one of them above 0, got {class_weights!r}."
+            )
         if not tolerance >= 0:
             raise ParameterError(f"Labelling expected a tolerance of 0 or more steps, got {tolerance!r}.")
         if near < 0:
@@ -138,12 +144,10 @@ class Labelling(Task):
         return torch.where((steps >= self.skip) & _valid(output, target), target, UNLABELLED)
 
     def criterion(self, scores: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy over the steps with a label; 0 if there is none."""
-        if not bool((y != UNLABELLED).any()):
+        """Cross-entropy over the steps with a label whose class has a weight; 0 if there is none."""
+        weight = self._weights(scores)
+        if not bool(self._counts(y, weight).any()):
             return scores.sum() * 0.0
-        weight = None if self.class_weights is None else scores.new_tensor(self.class_weights)
-        if weight is not None and len(weight) != scores.shape[2]:
-            raise ParameterError(f"Labelling expected {scores.shape[2]} class_weights, got {len(weight)}.")
         return functional.cross_entropy(
             scores.flatten(0, 1),
             y.flatten(),
@@ -151,6 +155,22 @@ class Labelling(Task):
             ignore_index=UNLABELLED,
             label_smoothing=self.label_smoothing,
         )
+
+    def _weights(self, scores: Tensor) -> Tensor | None:
+        weight = None if self.class_weights is None else scores.new_tensor(self.class_weights)
+        if weight is not None and len(weight) != scores.shape[2]:
+            raise ParameterError(f"Labelling expected {scores.shape[2]} class_weights, got {len(weight)}.")
+        return weight
+
+    def _counts(self, y: Tensor, weight: Tensor | None) -> Tensor:
+        """True where the loss heeds a label."""
+        labelled = y != UNLABELLED
+        return labelled if weight is None else labelled & (weight > 0)[y.clamp(min=0)]
+
+    def counted(self, output: Output, y: Tensor) -> int:
+        """How many steps the loss is the mean of."""
+        scores = output.scores
+        return int(self._counts(self.targets(output, y), self._weights(scores)).sum())
 
     def measures(self, output: Output, y: Tensor) -> dict[str, tuple[Tensor, int]]:
         """``accuracy``, and with ``unlabelled`` also ``accuracy_labelled``."""

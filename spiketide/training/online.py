@@ -43,7 +43,7 @@ class OnlineTiming(SingleSpike):
         encoder: From data to spike times; ``None`` is ``PixelTimes()`` with the window of the network.
 
     Raises:
-        ParameterError: another kind of network; several processes.
+        ParameterError: another kind of network; several processes; a ``Trainer`` that was told to clip the gradient.
         ShapeError: a batch that is no :class:`spiketide.Batch`.
         DataError: NaN or intensities outside [0, 1].
         EngineError: an accelerator other than the CPU.
@@ -63,6 +63,12 @@ class OnlineTiming(SingleSpike):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Never stepped: it shows the learning rate to whoever asks for it."""
         return torch.optim.SGD(self.network.parameters(), lr=self.lr)
+
+    def _check_trainer(self) -> None:
+        if self.trainer.gradient_clip_val:
+            raise ParameterError(
+                "OnlineTiming learns without a gradient, so there is none to clip: leave gradient_clip_val out of the Trainer."
+            )
 
     def on_fit_start(self) -> None:
         """Refuse several processes.

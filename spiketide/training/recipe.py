@@ -8,6 +8,7 @@ bidirectional network took 18 s to read.)
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,17 @@ OURS = {
     "gradient_clip_val", "gradient_clip_algorithm", "barebones", "enable_model_summary",
 }  # fmt: skip
 """Arguments of ``lightning.Trainer`` that a run sets itself."""
+
+LARGEST_SEED = 2**32 - 1
+
+HARMLESS = {
+    "seed", "threads", "about", "data.root", "data.num_workers", "trainer.accelerator", "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+}  # fmt: skip
+"""What may be overridden without leaving the recipe: where and how it runs, not what."""
+
+SHOWN = 60
+"""Letters of an overridden value that are told."""
 
 
 @dataclass
@@ -101,7 +113,14 @@ class Recipe:
 
     def __init__(self, content: dict[str, Any], *, name: str):
         self.name = name
+        self.overridden: tuple[str, ...] = ()
+        """What the command line changed, ``model.lr=0.1`` for example; the seed and where it runs do not count."""
         check_keys(content)
+        seed = content.get("seed", 0)
+        if isinstance(seed, int) and not 0 <= seed <= LARGEST_SEED:
+            raise RecipeError(
+                f"seed should be from 0 to {LARGEST_SEED}, got {seed}: choose another with --seed."
+            )
         _share_seed(content)
         self._parser = _parser()
         checked = {key: _check_types(value, key) for key, value in content.items()}
@@ -115,9 +134,17 @@ class Recipe:
         """Read a recipe by name or path and change single arguments, as on the command line."""
         name, path = recipes.find(recipe)
         content = recipes.read(path)
+        changed: dict[str, str] = {}
         for key, value in _pairs(overrides):
+            before = copy.deepcopy(content)
             _set(content, key, value)
-        return cls(content, name=name)
+            plain = key.replace(".init_args", "")
+            if content != before and plain not in HARMLESS:
+                shown = " ".join(value.split())
+                changed[plain] = f"{plain}={shown if len(shown) <= SHOWN else shown[: SHOWN - 1] + '…'}"
+        made = cls(content, name=name)
+        made.overridden = tuple(changed.values())
+        return made
 
     @property
     def yaml(self) -> str:
@@ -209,6 +236,11 @@ def check_keys(content: dict[str, Any]) -> None:
                 "claim": set(Claim.__annotations__),
             }
             for name in value:
+                if key == "trainer" and name.startswith("gradient_clip"):
+                    raise RecipeError(
+                        f"trainer.{name}: the model clips the gradient itself; use model.clip (norm or value) and model.clip_at, "
+                        "on the command line --model.clip norm --model.clip_at 1.0."
+                    )
                 if name not in known[key]:
                     raise RecipeError(unknown(f"key in {key}:", name, known[key]))
         _check_node(value, key)
@@ -245,8 +277,18 @@ def arguments(class_path: str, where: str = "recipe") -> frozenset[str]:
     Raises:
         RecipeError: there is no such class.
     """
-    _, names = _parser_of(_imported(class_path, where))
-    return names
+    try:
+        return _parser_of(_imported(class_path, where))[1]
+    except ValueError as error:
+        if isinstance(error, SpiketideError):
+            raise
+        untyped = re.search(r"Parameter '(\w+)' from '([\w.]+)' does not specify a type", str(error))
+        if untyped is None:
+            raise RecipeError(f"{where}: {class_path} cannot stand in a recipe: {error}") from error
+        raise RecipeError(
+            f"{where}: {class_path} does not say of which type its argument {untyped[1]!r} is, and a recipe is checked by the "
+            f"types: annotate it in {untyped[2]}, for example `{untyped[1]}: int`."
+        ) from error
 
 
 @cache
@@ -284,11 +326,29 @@ def _check_types(node: Any, where: str) -> Any:
         parsed = parser.parse_object({"recipe_": given})
     except (ArgumentError, TypeError, ValueError) as error:
         message = _shorten(str(error)).replace("recipe_.", "")
+        message = _no_list(message, given, parser, where) or message
         raise RecipeError(f"{where}: {node['class_path']} does not fit: {message}") from error
     spec = Namespace(class_path=node["class_path"])
     if "recipe_" in parsed:
         spec.init_args = _filled(parsed.recipe_)
     return _stand_in(target, spec, where)
+
+
+def _no_list(message: str, given: dict[str, Any], parser: ArgumentParser, where: str) -> str | None:
+    """What to say of a single value where a list is wanted, in place of jsonargparse's ``message``."""
+    found = re.match(r'Parser key "(\w+)":', message)
+    wanted = re.search(r"Expected a <class '(?:list|tuple|collections\.abc\.Sequence)'>", message)
+    if not found or not wanted or "import path" in message:
+        return None
+    name, value = found[1], given.get(found[1])
+    if not isinstance(value, (str, int, float)):
+        return None
+    default = parser.get_default(f"recipe_.{name}")
+    parts = [part.strip() for part in str(value).split(",")]
+    if isinstance(default, (list, tuple)) and default:
+        parts = [str(part) for part in default]  # of as many as it has
+    listed = f"[{', '.join(parts)}]"
+    return f"{name} should be a list, got {value!r}. Write for example {listed}; on the command line --{where}.{name} '{listed}'."
 
 
 class _StandIn:
@@ -391,27 +451,35 @@ def _set(content: dict[str, Any], key: str, text: str) -> None:
     *path, last = key.split(".")
     for depth, part in enumerate(path):
         node = _enter(node, part)
-        if isinstance(node, list) and part.isdigit():
-            if int(part) >= len(node):
-                where = ".".join(path[:depth])
-                raise RecipeError(f"--{key}: {where} has {len(node)} items, counted from 0.")
-            node = node[int(part)]
-        elif isinstance(node, dict):
+        if isinstance(node, dict):
             if node.get(part) is None:
                 node[part] = {}
             elif isinstance(node[part], str) and _is_class(node[part]):
                 node[part] = {"class_path": node[part]}
             node = node[part]
         else:
-            where = ".".join(path[:depth])
-            raise RecipeError(f"--{key}: {where} is {node!r} and has no part {part!r}.")
+            node = node[_place(node, part, key, path[:depth])]
     node = _enter(node, last)
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-        node[int(last)] = value
-    elif isinstance(node, dict):
+    if isinstance(node, dict):
         node[last] = value
     else:
-        raise RecipeError(f"--{key}: {'.'.join(path)} is {node!r} and has no part {last!r}.")
+        node[_place(node, last, key, path)] = value
+
+
+def _place(node: Any, part: str, key: str, path: list[str]) -> int:
+    """The number of an item of a list, which is what a key goes on into."""
+    where = ".".join(path)
+    if not isinstance(node, list):
+        shown = repr(node) if len(repr(node)) <= 60 else f"of type {type(node).__name__}"
+        raise RecipeError(f"--{key}: {where} is {shown} and has no part {part!r}.")
+    if not part.isdigit():
+        raise RecipeError(
+            f"--{key}: {where} is a list, of which {part!r} names no item: its {len(node)} items are counted from 0, "
+            f"as in --{where}.0."
+        )
+    if int(part) >= len(node):
+        raise RecipeError(f"--{key}: {where} has {len(node)} items, counted from 0.")
+    return int(part)
 
 
 def _enter(node: Any, part: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -248,7 +249,7 @@ def make_report(
         constants=_constants(recipe, built),
         firing={labels[name]: rates for name, rates in collector.rates.items()},
         delays=_delays(recipe, built),
-        claim=None if built.claim is None else _claim(built, result),
+        claim=None if built.claim is None else _claim(built, result, recipe.overridden),
         environment=_environment(story),
         diagnosis=_diagnose(built).messages,
         best_epoch=int(metrics["best"]["epoch"]),
@@ -356,8 +357,7 @@ def diagnose_recipe(recipe: Recipe, folder: RunFolder | None = None) -> Diagnosi
     if folder is not None:
         if not folder.best.is_file():
             raise RunError(f"{folder.path} has no best checkpoint yet; diagnose its recipe instead.")
-        checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
-        built.model.load_state_dict(checkpoint["state_dict"])
+        folder.fill(built.model)
     return _diagnose(built)
 
 
@@ -622,11 +622,11 @@ def _delays(recipe: Recipe, built: Built) -> dict[str, LayerDelays]:
     return {f"{name} {layer.kind}".strip(): layer for name, layer in found.items()}
 
 
-def _claim(built: Built, result: dict[str, Any]) -> dict[str, Any]:
+def _claim(built: Built, result: dict[str, Any], overridden: Sequence[str]) -> dict[str, Any]:
     claim = built.claim
     if claim is None or claim.metric not in result:
         return {}
-    verdict, words = judge(result[claim.metric], None, claim)
+    verdict, words = judge(result[claim.metric], None, claim, overridden)
     return {
         **vars(claim),
         "verdict": verdict in ("reproduced", "above"),
@@ -635,6 +635,6 @@ def _claim(built: Built, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _environment(story: dict[str, Any]) -> dict[str, Any]:
-    apart = ("seed", "machine", "commit", "command", "begun", "resumed", "recipe")
-    known = {key: story[key] for key in apart if key in story and key != "recipe"}
+    apart = ("seed", "machine", "commit", "command", "overridden", "begun", "resumed", "recipe")
+    known = {key: story[key] for key in apart if story.get(key) not in (None, []) and key != "recipe"}
     return {"versions": {key: value for key, value in story.items() if key not in apart}, **known}

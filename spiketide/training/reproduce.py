@@ -39,7 +39,8 @@ def reproduce(
         folder: where the seeds are kept; by default ``runs/<recipe>/reproduce``.
 
     Returns:
-        ``mean``, ``sd``, the 95 % ``interval`` of the mean (Student's t), ``claim``, ``verdict`` and the ``runs``.
+        ``mean``, ``sd``, the 95 % ``interval`` of the mean (Student's t), ``claim``, ``verdict``, what was ``overridden`` of the
+        recipe, and the ``runs``.
 
     Raises:
         RunError: a seed's folder holds a run of another recipe.
@@ -61,11 +62,13 @@ def reproduce(
         else:
             seconds = (place.read_json("metrics.json") or {}).get("seconds")
         rows.append({"seed": seed, "run": str(place.path), "seconds": seconds, **test(place)})
-    return summarise(rows, base.claim)
+    return summarise(rows, base.claim, base.overridden)
 
 
-def summarise(rows: Sequence[dict[str, Any]], claim: Claim | None) -> dict[str, Any]:
-    """Mean, standard deviation, interval and verdict of tested runs.
+def summarise(
+    rows: Sequence[dict[str, Any]], claim: Claim | None, overridden: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Mean, standard deviation, interval and verdict of tested runs; ``overridden`` is what the recipe says otherwise.
 
     Example:
         >>> from spiketide.training.recipe import Claim
@@ -88,7 +91,7 @@ def summarise(rows: Sequence[dict[str, Any]], claim: Claim | None) -> dict[str, 
 
         half = float(t.ppf(0.975, len(values) - 1)) * sd / len(values) ** 0.5
         interval = [mean - half, mean + half]
-    verdict, words = judge(mean, interval, claim)
+    verdict, words = judge(mean, interval, claim, overridden)
     return {
         "metric": metric,
         "seeds": len(values),
@@ -96,6 +99,7 @@ def summarise(rows: Sequence[dict[str, Any]], claim: Claim | None) -> dict[str, 
         "sd": sd,
         "interval": interval,
         "claim": None if claim is None else vars(claim),
+        "overridden": list(overridden),
         "verdict": verdict,
         "verdict_in_words": words,
         "runs": [{"value": value, **row} for value, row in zip(values, rows, strict=True)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import signal
 import sys
 import threading
@@ -16,11 +17,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ..errors import RunError
+from ..errors import RecipeError, RunError
 from .callbacks import Bar, Keep, Reseed
-from .folder import AtomicCheckpointIO, RunFolder, versions
+from .folder import AtomicCheckpointIO, RunFolder, read_checkpoint, versions
 from .recipe import Built, Recipe
 from .reporting import Collector, make_report, measured
 
@@ -63,22 +65,57 @@ def train(recipe: Recipe, folder: RunFolder, *, resume: bool = False) -> dict[st
 
     Raises:
         RunError: the folder holds a run already, another recipe, is in use, or cannot be written.
-        Stopped: on Ctrl-C, with everything up to the last whole epoch on disk.
+        RecipeError: it cannot be trained: no epoch, or arguments that Lightning's trainer refuses on this machine.
+        Stopped: on Ctrl-C, with everything up to the last whole epoch on disk. In start-up, before the first epoch begins, it is
+            a plain ``KeyboardInterrupt``, and a folder made by this call is gone again.
     """
-    built = None if resume else recipe.build()  # what cannot be built leaves no folder behind
-    with folder.hold():
-        _prepare(recipe, folder, resume)
-        if resume and folder.finished:
-            log.info("%s is finished already", folder.path)
-            return _result(folder)
-        with _logging_to(folder):
-            built = recipe.build() if built is None else built
-            keep = Keep(folder, built.best)
-            with surroundings(built.threads):
-                checkpoint = folder.last if resume and folder.last.is_file() else None
-                _fit(_trainer(built, folder, keep, checkpoint), built, folder, checkpoint)
+    if not resume:
+        _check_length(recipe)
+    made = False
+    keep: Keep | None = None
+    try:
+        with contextlib.ExitStack() as stack:
+            built = trainer = checkpoint = None
+            if not resume:  # what cannot be built, or trained here, leaves no folder behind
+                built = recipe.build()
+                stack.enter_context(surroundings(built.threads))
+                keep = Keep(folder, built.best)
+                trainer = _trainer(built, folder, keep, None)
+            fresh = folder.writer and not folder.path.exists()
+            stack.enter_context(folder.hold())
+            made = fresh
+            _prepare(recipe, folder, resume)
+            if resume and folder.finished:
+                log.info("%s is finished already", folder.path)
+                return _result(folder)
+            stack.enter_context(_logging_to(folder))
+            if built is None or keep is None or trainer is None:
+                built = recipe.build()
+                stack.enter_context(surroundings(built.threads))
+                keep = Keep(folder, built.best)
+                if folder.last.is_file():
+                    checkpoint = folder.last
+                    read_checkpoint(checkpoint)  # a broken file is told of here
+                trainer = _trainer(built, folder, keep, checkpoint)
+            _fit(trainer, built, folder, checkpoint)
             keep.write(finished=True)
+    except KeyboardInterrupt as stopped:
+        if not made or (keep is not None and keep.started) or folder.begun:
+            raise
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise KeyboardInterrupt from stopped
     return _result(folder)
+
+
+def _check_length(recipe: Recipe) -> None:
+    """Refuse a recipe that ends before it begins: its run would have nothing to test and nothing to go on with."""
+    trainer = recipe.settings["trainer"]
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if trainer.get(name) == 0:
+            raise RecipeError(
+                f"trainer.{name} is 0, so nothing would be trained: give 1 or more with --trainer.{name}. (spiketide diagnose "
+                "looks at a network that is not trained.)"
+            )
 
 
 def _prepare(recipe: Recipe, folder: RunFolder, resume: bool) -> None:
@@ -103,6 +140,8 @@ def _prepare(recipe: Recipe, folder: RunFolder, resume: bool) -> None:
     else:
         story = {"recipe": recipe.name, **versions(recipe.settings["seed"])}
         # The recipe comes last: a folder that holds it holds all that a run needs.
+    if recipe.overridden:
+        story["overridden"] = list(recipe.overridden)
     folder.write_json("versions.json", story)
     if not stored.is_file():
         folder.write("recipe.yaml", recipe.yaml)
@@ -118,7 +157,8 @@ def _trainer(built: Built, folder: RunFolder, keep: Keep, checkpoint: Path | Non
     callbacks: list[L.Callback] = [Reseed(built.seed), keep]
     if settings["enable_progress_bar"]:
         callbacks.append(Bar())
-    return L.Trainer(
+    return _lightning(
+        folder,
         **settings,
         callbacks=callbacks,
         logger=TensorBoardLogger(folder.path, name="", version="tensorboard"),
@@ -127,6 +167,32 @@ def _trainer(built: Built, folder: RunFolder, keep: Keep, checkpoint: Path | Non
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+
+
+def _lightning(folder: RunFolder, **arguments: Any) -> L.Trainer:
+    """Lightning's trainer for a run.
+
+    Raises:
+        RecipeError: it refuses its arguments, for example an accelerator that this machine does not have.
+    """
+    try:
+        return L.Trainer(**arguments)
+    except (MisconfigurationException, ImportError, TypeError, ValueError, RuntimeError) as error:
+        wanted = arguments["accelerator"]
+        here = " ".join(str(error).split())
+        missing = isinstance(error, ImportError) or "accelerator" in here.lower() or "backend" in here.lower()
+        if wanted not in ("auto", "cpu") and missing:
+            stored = folder.path / "recipe.yaml"  # a run that is there keeps its arguments
+            remedy = (
+                f"Go on where it was trained, or write accelerator: auto in {stored}"
+                if stored.is_file()
+                else "Take what there is with --trainer.accelerator auto, or the processor with --trainer.accelerator cpu"
+            )
+            raise RecipeError(
+                f"trainer.accelerator is {wanted!r}, and this machine has none that torch can use ({here.rstrip('.!')}). "
+                f"{remedy}."
+            ) from error
+        raise RecipeError(f"trainer: Lightning refused its arguments: {here}") from error
 
 
 def _settings(built: Built) -> dict[str, Any]:
@@ -142,15 +208,24 @@ def _settings(built: Built) -> dict[str, Any]:
 
 
 def _fit(trainer: L.Trainer, built: Built, folder: RunFolder, checkpoint: Path | None) -> None:
+    with _interruptible(trainer, Stopped(folder)):
+        trainer.fit(built.model, datamodule=built.data, ckpt_path=checkpoint)
+
+
+@contextlib.contextmanager
+def _interruptible(trainer: L.Trainer, stopped: KeyboardInterrupt) -> Iterator[None]:
+    """Lightning's loops end as Ctrl-C ends everything else, and what Lightning refuses is an error of ours."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(built.model, datamodule=built.data, ckpt_path=checkpoint)
+        yield
     except SystemExit as error:
         # Lightning turns Ctrl-C and SIGTERM into an exit after it has closed everything.
         if trainer.state.status == TrainerStatus.INTERRUPTED:
-            raise Stopped(folder) from error
+            raise stopped from error
         raise
+    except MisconfigurationException as error:
+        raise RunError(f"Lightning refused to go on: {' '.join(str(error).split())}") from error
     finally:
         if main:
             signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
@@ -179,6 +254,11 @@ def test(folder: RunFolder, *, again: bool = False) -> dict[str, Any]:
         if not again and (stored := folder.read_json("test.json")) is not None:
             return {**stored, "stored": True}
         if not folder.best.is_file():
+            if folder.finished:
+                raise RunError(
+                    f"{folder.path} is finished but has no best checkpoint: it was never validated, so none of its epochs was "
+                    "chosen. Train anew with validation (trainer.limit_val_batches, trainer.check_val_every_n_epoch)."
+                )
             raise RunError(
                 f"{folder.path} has no best checkpoint yet; go on with: spiketide train --resume {folder.path}"
             )
@@ -203,6 +283,7 @@ def _measure(folder: RunFolder) -> dict[str, Any]:
         "synaptic_operations": collector.operations.sparse_per_sample,
         "dense_operations": collector.operations.dense_per_sample,
         "samples": collector.samples,
+        **({"overridden": list(recipe.overridden)} if recipe.overridden else {}),
         "epoch": int(metrics["epoch"]),
         "test_seconds": round(time.perf_counter() - began, 3),
     }
@@ -217,10 +298,10 @@ def evaluate(folder: RunFolder) -> tuple[Recipe, Built, Collector, dict[str, flo
     collector = Collector()
     built = recipe.build()
     with surroundings(built.threads):
-        checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
-        built.model.load_state_dict(checkpoint["state_dict"])
+        checkpoint = folder.fill(built.model)
         kept = ("accelerator", "precision", "limit_test_batches", "deterministic", "enable_progress_bar")
-        trainer = L.Trainer(
+        trainer = _lightning(
+            folder,
             **{key: _settings(built)[key] for key in kept},
             devices=1,
             callbacks=[Reseed(built.seed), collector],
@@ -228,7 +309,9 @@ def evaluate(folder: RunFolder) -> tuple[Recipe, Built, Collector, dict[str, flo
             enable_checkpointing=False,
             enable_model_summary=False,
         )
-        trainer.test(built.model, datamodule=built.data, verbose=False)
+        told = f"stopped while measuring {folder.path}: no result was written"
+        with _interruptible(trainer, KeyboardInterrupt(told)):
+            trainer.test(built.model, datamodule=built.data, verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return recipe, built, collector, {"epoch": checkpoint["epoch"], **metrics}
 
@@ -285,7 +368,9 @@ class _Stop(L.Callback):
 def load(folder: RunFolder) -> Recipe:
     """The recipe of a run."""
     recipe = Recipe.load(folder.path / "recipe.yaml")
-    recipe.name = (folder.read_json("versions.json") or {}).get("recipe", recipe.name)
+    story = folder.read_json("versions.json") or {}
+    recipe.name = story.get("recipe", recipe.name)
+    recipe.overridden = tuple(story.get("overridden", ()))
     return recipe
 
 

@@ -33,6 +33,9 @@ from .task import Task
 
 log = logging.getLogger("spiketide")
 
+DOUBLE = ("64", "64-true")
+"""``--trainer.precision`` of a network that was trained in float64."""
+
 
 class Streamer:
     """The network of a task, fed a few steps at a time; its state goes on from call to call.
@@ -40,8 +43,9 @@ class Streamer:
     Of :class:`.Labelling`, each step gets the label of that step. Of :class:`.Classification`, it gets the class that the
     read-out names from all steps so far: ``readout.evolve``, at a cost that does not grow.
 
-    However the steps are cut into calls, the labels are those of the whole sequence at once. (The scores agree up to the rounding
-    of float32: a matrix product of one row and of many rows adds in another order.)
+    However the steps are cut into calls, the labels are those of the whole sequence at once. (The scores agree up to rounding: a
+    matrix product of one row and of many rows adds in another order. Another label or spike could come of it only where two
+    scores, or a membrane and its threshold, are that close.)
 
     Example:
         >>> import torch
@@ -56,7 +60,8 @@ class Streamer:
         True
 
     Shapes:
-        a call takes ``x (n, *N)`` and gives labels ``(n,)`` and the probabilities of the classes ``(n, C)``.
+        a call takes ``x (n, *N)``, in the precision of the network, to which other numbers are converted, and gives labels
+        ``(n,)`` and the probabilities of the classes ``(n, C)``, float64 of a float64 network, else float32.
 
     Args:
         task: what was trained; it is copied as it is now.
@@ -84,18 +89,20 @@ class Streamer:
         self.task = copy.deepcopy(task).eval()
         with torch.no_grad():
             _prepare(self.task.network)
+        values = chain(task.network.parameters(), task.network.buffers())
+        self.dtype = next((value.dtype for value in values if value.is_floating_point()), torch.float32)
         self.state: State | None = None
         self.steps = 0
 
-    def __call__(self, x: ArrayLike | Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def __call__(self, x: ArrayLike | Tensor) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
         """Labels and probabilities of the next steps."""
         scores = self.scores(x)
         probabilities = torch.from_numpy(scores).softmax(-1).numpy()
         return scores.argmax(-1) if scores.size else np.zeros(0, np.int64), probabilities
 
-    def scores(self, x: ArrayLike | Tensor) -> NDArray[np.float32]:
+    def scores(self, x: ArrayLike | Tensor) -> NDArray[np.floating[Any]]:
         """The scores of the next steps ``(n, C)``: what the labels are the largest of."""
-        steps = torch.as_tensor(np.asarray(x, dtype=np.float32))
+        steps = torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).to(self.dtype)
         if steps.dim() < 2:
             raise ShapeError(f"a stream expected steps (n, *N), got {tuple(steps.shape)}.")
         if not len(steps):
@@ -121,7 +128,7 @@ class Streamer:
                 )
             scores = y[:, 0] if self.running is None else self.running(y[:, 0])
         self.steps += len(steps)
-        return scores.numpy()
+        return (scores if scores.dtype == torch.float64 else scores.float()).numpy()
 
     def reset(self) -> None:
         """Begin another sequence."""
@@ -185,8 +192,9 @@ def trained(folder: RunFolder) -> tuple[Task, Any]:
     if not folder.best.is_file():
         raise RunError(f"{folder.path} has no best checkpoint yet: train it first.")
     built = load(folder).build()
-    checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
-    built.model.load_state_dict(checkpoint["state_dict"])
+    if str(built.trainer["precision"]) in DOUBLE:
+        built.model.double()  # as the trainer had it
+    folder.fill(built.model)
     return built.model, built.data
 
 
@@ -210,32 +218,18 @@ def label_stream(
     source = iter(rows) if code is None else _events(iter(rows), code, chunk)
     step = 0
     while block := list(islice(source, chunk)):
-        labels, probabilities = streamer(np.stack([np.asarray(row, dtype=np.float32) for row in block]))
+        labels, probabilities = streamer(np.stack([np.asarray(row) for row in block]))
         for label, row in zip(labels.tolist(), probabilities, strict=True):
             yield Labelled(step, label, float(row[label]))
             step += 1
 
 
 def _events(rows: Iterator[ArrayLike], code: LevelCrossing, chunk: int) -> Iterator[NDArray[np.float32]]:
-    """The code of a signal that comes in pieces: what it needs of the past is one sample, or the level reached."""
-    if code.smooth or code.normalise != "none":
-        raise ParameterError(
-            "a stream cannot be smoothed or normalised over its whole length: use LevelCrossing(smooth=False, normalise='none')."
-        )
-    ahead = code.mode == "difference"
-    past: NDArray[np.float64] | None = None
+    """The code of a signal that comes in pieces."""
+    stream = code.stream()
     while block := list(islice(rows, chunk)):
-        piece = np.stack([np.asarray(row, dtype=np.float64).reshape(-1) for row in block])
-        joined = piece if past is None else np.concatenate([past, piece])
-        events = code(joined)
-        if ahead:
-            yield from events[:-1]  # the last sample's event waits for the next
-            past = joined[-1:]
-        else:
-            yield from events if past is None else events[1:]
-            past = code.decode(events, start=joined[0])[-1:]
-    if ahead and past is not None:
-        yield np.zeros(2 * past.shape[1], np.float32)
+        yield from stream(np.stack([np.asarray(row, dtype=np.float64).reshape(-1) for row in block]))
+    yield from stream.end()
 
 
 def read_rows(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -94,13 +96,15 @@ class Task(L.LightningModule, ABC):
         clip: Clip the gradient by ``"norm"`` over all parameters or by ``"value"`` of each entry, or not.
         clip_at: The largest norm or value.
         truncate: Truncated back-propagation through time: the sequence is run in windows of so many steps, with an
-            optimiser step after each; the state goes on into the next window, its gradient does not. ``None``: full
-            back-propagation.
+            optimiser step after each; the state goes on into the next window, its gradient does not. A window in which
+            nothing counts (of :class:`.Labelling` no step, of :class:`.Classification` no sample that goes on) only hands on
+            the state: no optimiser step, no part in the loss that is logged. ``None``: full back-propagation.
         average: Validate, keep and test a moving average of the weights instead of the last ones: after every batch it becomes
             ``average`` times itself and the rest of them (0.99: some hundred batches). Training goes on from its own weights.
 
     Raises:
-        ParameterError: an unknown name or a number out of range.
+        ParameterError: an unknown name or a number out of range; a ``Trainer`` that was told to clip the gradient, or, with
+            ``truncate``, to accumulate it.
         NonFiniteError: NaN or Inf in a batch.
         ShapeError: a batch that is no :class:`spiketide.Batch`.
 
@@ -152,6 +156,18 @@ class Task(L.LightningModule, ABC):
         ):
             if not number > 0:
                 raise ParameterError(f"{word} expected {name} above 0, got {number!r}.")
+        for name, number in (
+            ("lr_time_constants", lr_time_constants),
+            ("lr_thresholds", lr_thresholds),
+            ("lr_delays", lr_delays),
+            ("weight_decay", weight_decay),
+        ):
+            if not 0 <= number < math.inf:
+                raise ParameterError(f"{word} expected {name} of 0 or more, got {number!r}.")
+        if lr == math.inf:
+            raise ParameterError(f"{word} expected a finite lr above 0, got {lr!r}.")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ParameterError(f"{word} expected two betas from 0 to below 1, got {betas!r}.")
         if truncate is not None and (
             isinstance(truncate, bool) or not isinstance(truncate, int) or truncate < 1
         ):
@@ -288,29 +304,53 @@ class Task(L.LightningModule, ABC):
             state = detach(end)
             past = None if lengths is None else lengths.clamp(max=start + window)
             output = self.windowed(seen, y, spikes, here, past)._replace(first=start)
-            loss = self.objective(output, self.labels_of(batch.y, start, start + window))
-            optimizer.zero_grad()
-            self.manual_backward(loss)
-            if self.clip is not None:
-                self.clip_gradients(
-                    optimizer, gradient_clip_val=self.clip_at, gradient_clip_algorithm=self.clip
-                )
-            optimizer.step()
-            clamp_delays(self.network)
+            labels = self.labels_of(batch.y, start, start + window)
+            mine = self.counted(output, labels) > 0
+            if self._anywhere(mine):
+                loss = self.objective(output, labels)
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                if self.clip is not None:
+                    self.clip_gradients(
+                        optimizer, gradient_clip_val=self.clip_at, gradient_clip_algorithm=self.clip
+                    )
+                optimizer.step()
+                clamp_delays(self.network)
+            if mine:
+                losses.append(loss.detach())
             seen.append(y.detach())
             for name, s in spikes.items():
                 fired.setdefault(name, []).append(s.detach())
-            losses.append(loss.detach())
         schedule: Any = self.lr_schedulers()
         if schedule is not None:
-            schedule.step()
+            with warnings.catch_warnings():
+                # a first batch without a step that counts; the schedule is one of batches
+                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+                schedule.step()
         y = torch.cat(seen)
         whole = {name: torch.cat(parts) for name, parts in fired.items()}
         with torch.no_grad():
             output = Output(self.scores(y, lengths), y, whole, lengths, lengths)
-        loss = torch.stack(losses).mean()
-        self._log(output, batch.y, loss, "train")
-        return loss
+        if not losses:
+            self._log(output, batch.y, None, "train")
+            return y.new_zeros(())
+        mean = torch.stack(losses).mean()
+        self._log(output, batch.y, mean, "train")
+        return mean
+
+    def _anywhere(self, mine: bool) -> bool:
+        """Whether a window counts in any process: all of them step together, or none."""
+        if self.trainer.world_size == 1:
+            return mine
+        told = torch.tensor(float(mine), device=self.device)
+        return bool(self.trainer.strategy.reduce(told, reduce_op="sum") > 0)
+
+    def counted(self, output: Output, y: Tensor) -> int:
+        """How many decisions the loss of a window is about: of 0 there is nothing to learn.
+
+        Here the samples that have not ended.
+        """
+        return output.y.shape[1] if output.given is None else int((output.given > 0).sum())
 
     def windowed(
         self,
@@ -327,13 +367,14 @@ class Task(L.LightningModule, ABC):
         """The labels that a window is judged by."""
         return y
 
-    def _log(self, output: Output, y: Tensor, loss: Tensor, stage: str) -> None:
+    def _log(self, output: Output, y: Tensor, loss: Tensor | None, stage: str) -> None:
         with torch.no_grad():
             measured = self.measures(output, y)
             lengths = {name: output.lengths_of(spikes) for name, spikes in output.spikes.items()}
             rates, rate = mean_rates(output.spikes, lengths)
         samples = output.y.shape[1]
-        named = {f"{stage}/loss": loss, f"{stage}/rate": rate.to(loss.device)}
+        rate = rate.to(output.y.device)
+        named = {f"{stage}/rate": rate} | ({} if loss is None else {f"{stage}/loss": loss})
         named |= {f"{stage}/rate/{name}": value for name, value in rates.items()}
         self.log_dict(named, on_step=False, on_epoch=True, batch_size=samples, sync_dist=True)
         for name, (value, count) in measured.items():
@@ -343,7 +384,9 @@ class Task(L.LightningModule, ABC):
                 )
         if stage == "train":
             first = next(iter(measured.values()))[0]
-            shown = {"loss": loss, "acc": first, "rate": rate}
+            shown = (
+                {"acc": first, "rate": rate} if loss is None else {"loss": loss, "acc": first, "rate": rate}
+            )
             self.log_dict(
                 shown, on_step=True, on_epoch=False, prog_bar=True, logger=False, batch_size=samples
             )
@@ -381,7 +424,13 @@ class Task(L.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """The moving average of the weights, where it is wanted."""
+        """The moving average of the weights, where it is wanted.
+
+        Raises:
+            ParameterError: a trainer that was told to do what this module does by its own arguments.
+        """
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._check_trainer()
         if self.average is None:
             return []
         from lightning.pytorch import callbacks
@@ -392,6 +441,23 @@ class Task(L.LightningModule, ABC):
                 "or leave it out."
             )
         return [callbacks.EMAWeightAveraging(decay=self.average)]
+
+    def _check_trainer(self) -> None:
+        # Lightning asks for the callbacks before it looks at the trainer itself, and its advice would not help here.
+        word = type(self).__name__
+        value, kind = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
+        if value or (value is not None and self.clip is not None):
+            chosen = f'{word}(..., clip="{getattr(kind, "value", kind) or "norm"}", clip_at={value})'
+            raise ParameterError(
+                f"{word} clips the gradient by its own arguments, with truncate in every window: instead of "
+                f"Trainer(gradient_clip_val={value}) use {chosen if value else f'{word}(..., clip=None)'}."
+            )
+        if self.truncate is not None and self.trainer.accumulate_grad_batches != 1:
+            raise ParameterError(
+                f"{word} with truncate={self.truncate} makes an optimiser step after every window, so that no gradient is "
+                f"left to gather over {self.trainer.accumulate_grad_batches} batches: leave accumulate_grad_batches at 1 and "
+                "take a larger batch_size, or use truncate=None."
+            )
 
     def on_train_epoch_start(self) -> None:
         """Narrow the delays' widths, as far as this epoch says."""

@@ -381,6 +381,122 @@ def test_the_arrays_are_copied():
     assert max(order(module.train_dataloader())) == 0
 
 
+def test_validation_data_of_ones_own():
+    y = np.arange(20) % 2
+    x = numbers(20)
+    module = ArrayData(
+        x,
+        y,
+        numbers(5, 30),
+        [0, 1, 0, 1, 0],
+        x_val=numbers(7, 20),
+        y_val=[1] * 7,
+        temporal=False,
+        batch_size=4,
+    )
+    assert module.split_indices == {
+        "train": list(range(20)),
+        "validation": list(range(20, 27)),
+        "test": list(range(27, 32)),
+    }
+    assert sorted(order(module.train_dataloader())) == list(range(20))
+    assert order(module.val_dataloader()) == list(range(20, 27))
+    assert [batch.y.tolist() for batch in module.val_dataloader()] == [
+        [1] * 4,
+        [1] * 3,
+    ]  # a class may be missing
+    module.setup("test")
+    assert order(module.test_dataloader()) == list(range(30, 35))
+    for options in ({"validation_fraction": 0}, {"validation_fraction": 0.0, "seed": 5}, {"limit": 6}):
+        module = ArrayData(x, y, x_val=numbers(7, 20), y_val=[1] * 7, temporal=False, **options)
+        assert order(module.val_dataloader()) == list(range(20, 27))
+        assert len(order(module.train_dataloader())) == options.get("limit", 20)
+    for options, words in (
+        ({"validation_fraction": 0.2, "x_val": x, "y_val": y}, "x_val or a validation_fraction, got both"),
+        ({"validation_fraction": 0}, "x_val and y_val with validation_fraction=0.*always carved"),
+    ):
+        with pytest.raises(ParameterError, match=words):
+            ArrayData(x, y, temporal=False, **options)
+
+
+def test_validation_sequences_of_ones_own():
+    """Tensors of one length stay tensors; of other lengths than the training data all are padded."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 6, 3)), np.arange(12) % 2
+    one = ArrayData(x, y, x_val=x[:4] + 1, y_val=y[:4], temporal=True)
+    assert one.val_dataloader().dataset[0].lengths is None
+    assert torch.equal(next(iter(one.val_dataloader())).x[:, 1], torch.from_numpy(x[1] + 1).float())
+    for x_val in (x[:4, :5], [x[0], x[1, :2], x[2], x[3]]):
+        other = ArrayData(x, y, x_val=x_val, y_val=y[:4], temporal=True)
+        batch = next(iter(other.val_dataloader()))
+        assert batch.lengths.tolist() == [len(sample) for sample in x_val]
+        assert next(iter(other.train_dataloader())).lengths.tolist() == [6] * 12
+    steps = rng.integers(-1, 2, size=(12, 6))
+    other = ArrayData(x, steps, x_val=x[:4, :5], y_val=steps[:4, :5], temporal=True)
+    assert torch.equal(next(iter(other.val_dataloader())).y, torch.from_numpy(steps[:4, :5].T))
+    with pytest.raises(ShapeError, match="got one a step in y_val only"):
+        ArrayData(x, y, x_val=x[:4], y_val=steps[:4], temporal=True)
+
+
+def test_what_is_wrong_with_labels_is_said():
+    x, flat = np.zeros((40, 5, 3)), np.zeros((40, 3))
+    y = np.arange(40) % 5
+    hot = np.eye(5, dtype=int)[y]
+    for labels in (list("ab") * 20, np.array(list("ab") * 20), np.array(list("ab") * 20, dtype=object)):
+        for inputs, temporal in ((x, True), (flat, False)):
+            with pytest.raises(DataError, match=r"numbers in y_train, got text \('a'\): .*np.unique"):
+                ArrayData(inputs, labels, temporal=temporal)
+    names, labels = np.unique(list("ab") * 20, return_inverse=True)  # as advised
+    assert ArrayData(x, labels, temporal=True, class_names=names.tolist()).class_names == ("a", "b")
+    for inputs, temporal in ((x, True), (list(x), True), (flat, False)):
+        for column in (y[:, None], y[:, None].tolist()):
+            with pytest.raises(ShapeError, match=r"got \(40, 1\), a column: give y\[:, 0\]"):
+                ArrayData(inputs, column, temporal=temporal)
+    for inputs in (x, list(x), x[:, :3], flat):  # with as many steps as classes, and with fewer
+        temporal = inputs is not flat
+        for given in (hot, list(hot), hot.astype(float), hot.astype(bool), torch.from_numpy(hot)):
+            if isinstance(given, list) and not temporal:
+                continue
+            with pytest.raises(
+                ShapeError, match=r"got \(40, 5\), one-hot: give the class numbers, y\.argmax"
+            ):
+                ArrayData(inputs, given, temporal=temporal, class_names=list("abcde"))
+    with pytest.raises(ShapeError, match=r"\(40, 5, 5\), one-hot"):
+        ArrayData(x, np.broadcast_to(hot[:, None], (40, 5, 5)), temporal=True)
+    with pytest.raises(
+        ShapeError, match=r"say so by class_names, which has 5 names for one-hot labels and two"
+    ):
+        ArrayData(x, hot, temporal=True)
+    onset = ArrayData(x, hot, temporal=True, class_names=["nothing", "onset"])  # a label a step, as advised
+    assert next(iter(onset.train_dataloader())).y.sum(0).tolist() == [1] * 36
+    single = ArrayData(x[:, :1], y[:, None], temporal=True)  # one step, and one label for it
+    assert single.read("train").y.shape == (40, 1)
+
+
+def test_what_is_wrong_with_values_is_said():
+    x, y = np.zeros((4, 5, 3)), [0, 1, 0, 1]
+    large = x.copy()
+    large[2, 1, 0] = -1e39
+    for inputs in (large, list(large)):
+        with pytest.raises(
+            DataError, match=r"up to 3\.4e\+38, the largest of float32, x_train\[2\] has -1e\+39: scale"
+        ):
+            ArrayData(inputs, y, temporal=True)
+    for inputs in (x + 1j, list(x + 1j), torch.from_numpy(x + 1j)):
+        with pytest.raises(DataError, match=r"real numbers in x_train.*, got torch.complex128: take \.real"):
+            ArrayData(inputs, y, temporal=True)
+    with pytest.raises(DataError, match=r"numbers in x_train, got text \('0\.0'\): .*astype\(float\)"):
+        ArrayData(x.astype(str), y, temporal=True)
+    ragged = np.empty(2, dtype=object)
+    ragged[:] = [np.zeros((3, 2)), np.zeros((4, 2))]
+    with pytest.raises(ShapeError, match=r"got an array of arrays: give list\(x_train\)"):
+        ArrayData(ragged, [0, 1], temporal=True)
+    with pytest.raises(DataError, match=r"numbers in y_train, got NoneType"):
+        ArrayData(x, [None] * 4, temporal=True)
+    with pytest.raises(DataError, match=r"numbers in x_train, got datetime64"):
+        ArrayData(x.astype("M8[s]"), y, temporal=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "words"),
     [
@@ -463,6 +579,12 @@ def test_help_explains_the_shared_options():
     text = " ".join(parser.format_help().split())
     assert "share of the training part that is kept for validation" in text
     assert "test on this speaker" in text
+
+
+def test_the_batch_is_found_beside_the_data():
+    from spiketide import Batch
+
+    assert package.Batch is Batch and "Batch" in package.__all__
 
 
 def test_the_package_lists_and_finds_its_names():

@@ -47,3 +47,25 @@ def test_counts_are_those_of_loops_over_the_events(padding: str) -> None:
     assert rows["0.neuron"].spikes == float(spikes.sum())
     # a decay and a comparison a step; the gain of the drive is in the weights
     assert rows["0.neuron"].mac == rows["0.neuron"].updates == int(lengths.sum()) * 20
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("cuts", [(5,), (1, 2, 8), (3, 4, 5, 6)])
+def test_chunks_count_what_the_whole_sequence_does(stride: int, cuts: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    conv = TemporalConv2d(2, 4, (3, 3), dilation=(2, 1), stride=(stride, 1), bias=False)
+    network = Sequential(Lateral(conv, NormalizedLIF((4, 5), threshold=0.2, reset="none"))).eval()
+    x = torch.randn(11, 3, 2, 5) * (torch.rand(11, 3, 2, 5) < 0.6)
+    with torch.no_grad(), metering(network) as whole:
+        network(x)
+    state = None
+    with torch.no_grad(), metering(network) as chunks:
+        for start, stop in itertools.pairwise((0, *cuts, 11)):
+            _, state = network(x[start:stop], state)
+    assert whole.layers["0.lateral"].effective > 0
+    assert chunks.layers == whole.layers and chunks.samples == whole.samples
+    state = None
+    with torch.no_grad(), count_operations(network) as total:
+        for start, stop in itertools.pairwise((0, *cuts, 11)):
+            _, state = network(x[start:stop], state)
+    assert total.sparse == {name: whole.layers[name].effective for name in ("0.synapse", "0.lateral")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 
 from spiketide import (
     ALIF,
+    IF,
     LIF,
     AxonalDelay,
     BatchNorm,
     Bidirectional,
+    Checkpointed,
     Conv1d,
     Conv2d,
     Dense,
@@ -34,6 +37,7 @@ from spiketide.energy import costs, count_operations, metering, paper_counts, pr
 from spiketide.errors import ParameterError
 from spiketide.layer import Layer
 from spiketide.neurons import Neuron
+from spiketide.types import detach
 
 
 def spikes(*shape: int, density: float = 0.4) -> Tensor:
@@ -264,6 +268,7 @@ def test_chunks_and_samples_add_up(cut: int, seed: int, graded: bool) -> None:
     for name, row in whole.layers.items():
         for what in (
             "effective",
+            "dense",
             "updates",
             "spikes",
             "mac",
@@ -274,6 +279,103 @@ def test_chunks_and_samples_add_up(cut: int, seed: int, graded: bool) -> None:
         ):
             assert getattr(chunks.layers[name], what) == getattr(row, what), (name, what)
             assert getattr(alone.layers[name], what) == getattr(row, what), (name, what)
+            assert chunks.total(what) == whole.total(what) == alone.total(what)
+    assert chunks.samples == whole.samples == alone.samples == 3
+    assert chunks.to_dict()["steps"] == whole.to_dict()["steps"] == 7
+
+
+def test_what_begins_a_sample() -> None:
+    network = Sequential(Dense(3, 4, bias=False), IF(4, threshold=1e9)).eval()
+    x, silence = torch.ones(5, 2, 3), torch.zeros(5, 2, 3)
+    with torch.no_grad():
+        begin = network.initial_state(x)
+        warm = network(x)[1]
+        with metering(network) as counts:
+            y, state = network(silence)
+            for _ in range(3):
+                y, state = network(silence, state)  # still all zeros, but handed over
+        assert counts.samples == 2 and counts.steps == 4 * 5 * 2
+        with metering(network) as counts:
+            network(x, begin)
+            network(x, begin)
+            network(x, state=None)
+            network(x, state=detach(network(x)[1]))
+        assert counts.samples == 4 * 2 and counts.steps == 5 * 5 * 2
+        with metering(network) as counts:  # a stream that was begun before
+            y, state = network(x[:, :1], ((), (warm[1][0][:1],)))
+            network(x[:, :1], state)
+        assert counts.samples == 1 and counts.total("effective") == 2 * 5 * 3 * 4
+    stateless = Dense(3, 4, bias=False)
+    with torch.no_grad(), metering(stateless) as counts:
+        y, state = stateless(x)
+        stateless(x, state)
+    assert counts.samples == 2 and counts.steps == 2 * 5 * 2
+
+
+def test_a_stream_finds_its_delay_lines_full() -> None:
+    """Of a synapse with a memory, all connections of every step: those of inputs before the block too."""
+    network = SynapticDelay(2, 2, 3).eval()
+    x = torch.ones(9, 1, 2)
+    with torch.no_grad():
+        _, state = network(x)
+        with metering(network) as counts:
+            for step in x:
+                _, state = network(step[None], state)
+    assert counts.layers["SynapticDelay"].dense == counts.layers["SynapticDelay"].effective == 9 * 2 * 2
+    assert counts.samples == 1 and counts.steps == 9
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_checkpointed_training_step_is_counted_once(mode: bool) -> None:
+    """What is computed anew in the backward is no work of the network, and counting leaves no trace in the step."""
+
+    def made() -> list[nn.Module]:
+        torch.manual_seed(2)
+        feedback = Sequential(Dropout(0.2), Dense(12, 12))
+        return [
+            Dense(3, 12),
+            Recurrent(ALIF(12, tau_mem=4.0, threshold=0.3, learn=("tau_mem",)), feedback),
+            Dropout(0.2),
+            SynapticDelay(12, 6, 4),
+            LIF(6, threshold=0.2),
+            Dense(6, 2),
+            LeakyIntegrator(2),
+        ]
+
+    def front(network: Layer) -> str:
+        return "layer." if isinstance(network, Checkpointed) else ""
+
+    x = spikes(17, 3, 3)
+    plain, parts = Sequential(*made()).train(mode), Checkpointed(made(), 3).train(mode)
+
+    def step(network: Layer) -> list[Tensor]:
+        torch.manual_seed(5)
+        loss = network(x)[0].square().mean()
+        return [
+            loss,
+            *torch.autograd.grad(loss, network.get_parameter(f"{front(network)}1.synapse.1.weight")),
+        ]
+
+    untouched = step(parts)
+    with metering(plain) as want:
+        step(plain)
+    with metering(parts) as counts:
+        while_counted = step(parts)
+    assert all(torch.equal(a, b) for a, b in zip(untouched, while_counted, strict=True))
+    assert counts.samples == want.samples == 3 and counts.steps == want.steps == 17 * 3
+    assert counts.layers.keys() == {f"layer.{name}" for name in want.layers}
+    # in training, the feedback that is looked at has a mask of its own
+    compared = [name for name in want.layers if not (mode and name.startswith("1.synapse"))]
+    assert len(compared) >= 6
+    for name in compared:
+        row, got = want.layers[name], counts.layers[f"layer.{name}"]
+        assert replace(got, name=name) == row
+    with count_operations(plain) as operations:
+        step(plain)
+    with count_operations(parts) as again:
+        step(parts)
+    for name in operations.sparse.keys() & set(compared):
+        assert again.sparse[f"layer.{name}"] == operations.sparse[name] > 0
 
 
 def test_padding_counts_nowhere() -> None:

@@ -269,8 +269,8 @@ def test_shapes_and_kinds_of_constants() -> None:
         lambda: LIF(3, tau_mem=lambda shape: 20.0)
     )
     assert "broadcasts to (3,), got (5,)" in refused(lambda: LIF(3, tau_mem=lambda shape: torch.ones(5)))
-    for bad in ("20", [20.0, 10.0, 5.0], None):
-        assert "tau_mem expected a number, a tensor or an initialiser" in refused(
+    for bad in ("20", ["a", "b", "c"], None):
+        assert "tau_mem expected a number, numbers one per neuron or an initialiser" in refused(
             lambda b=bad: LIF(3, tau_mem=b)
         )
     for bad in (0, -3, 2.5, True, (), (3, 0), (3, -1), (2.0, 3), "12", None):
@@ -600,3 +600,28 @@ def test_a_neuron_without_a_membrane_cannot_hand_it_on() -> None:
     Charge.step = staticmethod(step)  # type: ignore[assignment]
     with pytest.raises(ParameterError, match='no state "v"'):
         Charge(3, output="membrane")
+
+
+def test_constants_may_come_as_a_list_or_an_array() -> None:
+    wanted = LIF(3, tau_mem=torch.tensor([5.0, 10.0, 20.0]))
+    x = torch.rand(20, 2, 3)
+    for given in ([5.0, 10.0, 20.0], (5, 10, 20), np.array([5.0, 10.0, 20.0])):
+        assert torch.equal(LIF(3, tau_mem=given)(x)[0], wanted(x)[0])
+        assert LIF(3, tau_mem=given, learn=("tau_mem",)).tau_mem.raw.shape == (3,)
+    for wrong, said in (([5.0, 10.0], "broadcasts to"), (["a"], "numbers one per neuron"), ([1j], "numbers")):
+        with pytest.raises(ParameterError, match=said):
+            LIF(3, tau_mem=wrong)  # type: ignore[arg-type]
+
+
+def test_a_parameter_as_a_constant_is_not_silently_fixed() -> None:
+    def step(x: Any, v: Any, decay: Any) -> Any:
+        v = decay * v + x
+        s = spike(v - 1.0)
+        return s, v - s
+
+    mine = nn.Parameter(torch.tensor(0.9))
+    with pytest.raises(ParameterError, match=r"learn=\('decay',\)"):
+        StepNeuron(2, step, states=("v",), constants={"decay": mine})
+    learnt = StepNeuron(2, step, states=("v",), constants={"decay": mine}, learn=("decay",))
+    assert [p.shape for p in learnt.parameters()] == [(2,)]
+    assert not list(StepNeuron(2, step, states=("v",), constants={"decay": mine.detach()}).parameters())

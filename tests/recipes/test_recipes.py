@@ -38,6 +38,7 @@ SMALLER = {
     "fsdd/zimmer2019_conv": ("--data.batch_size", "4"),
     "mnist/conv": ("--data.batch_size", "16"),
     "fashion_mnist/conv": ("--data.batch_size", "16"),
+    "mnist/permuted_brf": ("--data.batch_size", "8", "--model.encoder.stride", "7"),
     "mnist/sequential_brf": ("--data.batch_size", "8", "--model.encoder.stride", "7"),
     "mnist/yin2021_psmnist": ("--data.batch_size", "4", "--model.encoder.stride", "4"),
 }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spiketide.report import ReportData, SampleTrace, Strip, html, plots, render_report, strips
-from spiketide.segments import Onsets
+from spiketide.segments import Onsets, match_onsets
 
 NAMES = ("P", "PQ", "QR")
 BOX = re.compile(r"M([\d.]+) ([\d.]+)H([\d.]+)V([\d.]+)H")
@@ -310,6 +310,17 @@ def test_without_strips_the_curve_stands_with_the_samples():
     sample = SampleTrace(label=0, prediction=0, scores=np.eye(2))
     both = section(render_report(ReportData(title="run", over_time=over, samples=[sample])), "samples")
     assert both.count("<figure") == 2 and "Accuracy over time within a sequence" in both
+
+
+def test_the_words_on_onsets_are_what_is_counted():
+    truth, said = [1, 1, -1, 0, 0, 1], [1, 0, 0, 0, 1, 1]
+    rows = match_onsets([truth], [said], 2, tolerance=1)
+    assert rows == [Onsets(0, 0, 1), Onsets(1, 1, 0)]  # neither step 0 nor step 3 is an onset
+    page = section(
+        render_report(ReportData(title="run", onsets=dict(zip("ab", rows, strict=True)))), "onsets"
+    )
+    assert "a labelled step right after a labelled step of another class" in page
+    assert "the first step of a sequence is none, nor is the first after a stretch without labels" in page
 
 
 def test_onsets_are_a_table_with_totals():

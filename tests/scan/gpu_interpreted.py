@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from spiketide import spike
+from spiketide import ALIF, AdLIF, BalancedResonateFire, Dense, Recurrent, SEAdLIF, spike
 from spiketide.errors import EngineError
-from spiketide.scan import Delayed, Dynamics, gpu, recurrent_scan, scan
+from spiketide.scan import Delayed, Dynamics, gpu, gpu_graph, recurrent_scan, scan
 from spiketide.scan.dynamics import register
 from spiketide.surrogate import ATan, FastSigmoid, MultiGaussian, Sigmoid, Surrogate
 
@@ -370,6 +370,7 @@ def dyadic(*size: int, seed: int = 1) -> Tensor:
     return torch.randint(-6, 7, size, generator=made).double() / 16
 
 
+@pytest.mark.parametrize("way", ["one launch", "stretches", "step by step"])
 @pytest.mark.parametrize(
     ("name", "dtype", "lengths", "checkpoint"),
     [
@@ -380,9 +381,22 @@ def dyadic(*size: int, seed: int = 1) -> Tensor:
     ],
 )
 def test_recurrent_parity(
-    name: str, dtype: torch.dtype, lengths: list[int] | None, checkpoint: int | None
+    name: str,
+    dtype: torch.dtype,
+    lengths: list[int] | None,
+    checkpoint: int | None,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case, n, steps = CASES[name], 24, 9
+    assert gpu.resident(n, torch.float32) and not gpu.resident(n, torch.float64)
+    if way != "one launch":
+        monkeypatch.setattr(gpu, "RESIDENT", 0)
+    stretch = 4 if checkpoint is None else 2
+    monkeypatch.setattr(gpu_graph, "STRETCH", stretch if way == "stretches" else 1000)
+    replays = []
+    monkeypatch.setattr(gpu_graph, "_captured", counted(replays))
+    gpu_graph._forward.cache_clear(), gpu_graph._backward.cache_clear()
     arithmetic = torch.float32 if dtype in HALF else dtype
     ends = None if lengths is None else torch.tensor(lengths)
     o = draw(case, steps, shape=(n,), dtype=dtype)
@@ -410,6 +424,74 @@ def test_recurrent_parity(
 
     # the matrix and the outputs before the first step are compared like coefficients
     compare(run, o._replace(coefs=[*o.coefs, weight, previous]), ends)
+    # nine steps are two stretches of four, either way; chunks of five and four are two of two each, twice forward, where the
+    # backward leaves the first stretch of a chunk to single launches: two and one
+    assert len(replays) == (0 if way != "stretches" else 2 + 2 if checkpoint is None else 4 + 4 + 3)
+
+
+def counted(replays: list[int]) -> Any:
+    """In place of the capture: what runs the steps, and notes each replay."""
+
+    def captured(body: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        def replay() -> None:
+            replays.append(1)
+            body()
+
+        return replay
+
+    return captured
+
+
+def fragile_step(x: Any, v: Any, decay: Any) -> Any:
+    """NaN where there is no neuron: a coefficient that was not loaded counts as 1."""
+    v = decay * v + x / (1.0 - decay)
+    s = spike(v - 1.0)
+    return s, v - s
+
+
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:divide by zero")
+@pytest.mark.parametrize(("batch", "n"), [(37, 24), (3, 5), (16, 16), (1, 1), (17, 100)])
+def test_recurrence_in_one_launch_of_many_programs(batch: int, n: int) -> None:
+    """Samples and neurons that fill no tile, or several; lengths that end within some."""
+    fragile = Case(Dynamics(("v",), ("decay",), fragile_step), ATan(2.0), ((0.5, 0.5),), 0.5)
+    o = draw(fragile, 7, batch=batch, shape=(n,))
+    weight = dyadic(n, n).float()
+    ends = torch.arange(batch) % 8
+
+    def run(engine: str, x: Tensor, state: Sequence[Tensor], coefs: Sequence[Tensor], lengths: Any) -> Any:
+        y, final = recurrent_scan(
+            fragile.dynamics, x, state, coefs[:1], fragile.surrogate, coefs[1], engine=engine, lengths=lengths
+        )
+        return y, final[:-1]
+
+    o = o._replace(coefs=[*o.coefs, weight])
+    compare(lambda *a: run(*a, lengths=None), o)
+    compare(lambda *a: run(*a, lengths=ends), o, ends)
+
+
+@pytest.mark.parametrize("kind", [BalancedResonateFire, SEAdLIF, AdLIF, ALIF])
+def test_layers_in_recurrence(kind: Any) -> None:
+    """The layers themselves, all their constants trained, against the reference loop."""
+    torch.manual_seed(0)
+    constants = {"omega", "damping"} if kind is BalancedResonateFire else {"tau_mem", "tau_adapt"}
+    layer = Recurrent(kind(24, learn=sorted(constants)), Dense(24, 24))
+    with torch.no_grad():
+        layer.synapse.weight.copy_(dyadic(24, 24))
+        layer.synapse.bias.zero_()
+    gain = {BalancedResonateFire: 60.0, SEAdLIF: 12.0}.get(kind, 2.0)
+    x = gain * torch.rand(30, 5, 24)
+    gy = torch.randn(30, 5, 24)
+    found = {}
+    for engine in ("reference", "gpu"):
+        layer.neuron.engine = engine
+        layer.zero_grad()
+        y, state = layer(x)
+        y.backward(gy)
+        found[engine] = y.detach(), [p.grad.clone() for p in layer.parameters() if p.grad is not None]
+    assert 0.01 < found["gpu"][0].mean() < 0.6 and torch.equal(found["gpu"][0], found["reference"][0])
+    assert len(found["gpu"][1]) == len(found["reference"][1]) >= 4
+    for got, want in zip(found["gpu"][1], found["reference"][1], strict=True):
+        close(got, want, kind.__name__)
 
 
 @pytest.mark.parametrize(

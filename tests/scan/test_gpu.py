@@ -69,7 +69,11 @@ def test_cuda_tensors_take_the_gpu_engine() -> None:
 
 
 def kernels(
-    name: str, masked: bool, fed: bool = False, dtype: torch.dtype = torch.float32
+    name: str,
+    masked: bool,
+    fed: bool = False,
+    dtype: torch.dtype = torch.float32,
+    resident: bool = False,
 ) -> tuple[Any, Any]:
     """Forward and backward of a case, first coefficient a scalar, all gradients wanted."""
     from spiketide.scan import gpu
@@ -79,8 +83,8 @@ def kernels(
     plan = plan_for(key, True, (True,) * count)
     scalars = (True, *(False,) * (count - 1))
     return (
-        gpu.forward_kernel(key, plan.saved, scalars, masked, dtype, fed),
-        gpu.backward_kernel(key, plan, scalars, masked, dtype, fed),
+        gpu.forward_kernel(key, plan.saved, scalars, masked, dtype, fed, resident),
+        gpu.backward_kernel(key, plan, scalars, masked, dtype, fed, resident),
     )
 
 
@@ -91,15 +95,20 @@ def compiled(
     arithmetic: str = "fp32",
     fusion: bool = False,
     one: bool = False,
+    columns: int = 64,
 ) -> Any:
-    """Machine code for a GPU that need not be here; ``one``: of a single neuron."""
+    """Machine code for a GPU that need not be here; ``one``: of a single neuron; ``columns``: of a recurrence in one launch."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from spiketide.scan import gpu
+
     types, constants, hints = {}, {}, {}
     for at, name in enumerate(kernel.arg_names):
-        if name in ("BLOCK", "STAGES"):
-            types[name], constants[(at,)] = "constexpr", {"BLOCK": 128, "STAGES": 6}[name]
+        if name in (chosen := {"BLOCK": 128, "STAGES": 6, "ROWS": gpu.ROWS, "COLS": columns}):
+            types[name], constants[(at,)] = "constexpr", chosen[name]
+            if name == "STAGES" and "ROWS" in kernel.arg_names:
+                constants[(at,)] = 2
         elif name in ("size", "n") and one:
             types[name], constants[(at,)] = "constexpr", 1
         elif name in ("start", "stop", "size", "n"):
@@ -115,8 +124,11 @@ def compiled(
         if name.endswith("_") or (name == "size" and not one):
             hints[(at,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, types, constexprs=constants, attrs=hints)
+    warps = 1 if "BLOCK" in kernel.arg_names else 8 if columns > 64 else 4
     return triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 1, "enable_fp_fusion": fusion}
+        source,
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": warps, "enable_fp_fusion": fusion},
     )
 
 
@@ -178,6 +190,19 @@ def test_other_forms_compile() -> None:
         assert compiled(kernel, 90).asm["ptx"]
     forward, _ = kernels("lif", masked=False)
     assert compiled(forward, 80, one=True).asm["ptx"], "a single neuron makes sizes constants"
+
+
+@pytest.mark.parametrize("columns", [16, 32, 64, 128])
+@pytest.mark.parametrize("name", ["lif", "alif"])
+def test_a_recurrence_in_one_launch_compiles_and_stays_on_the_chip(
+    name: str, columns: int, tmp_path: Path
+) -> None:
+    for kernel in kernels(name, masked=True, fed=True, resident=True):
+        code = compiled(kernel, 90, columns=columns)
+        usage = tool("cuobjdump", code, tmp_path, "-res-usage")
+        stack, local = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("STACK", "LOCAL"))  # type: ignore[index]
+        assert stack == local == 0, "the matrix does not fit: " + usage
+        assert code.metadata.shared <= 227 * 1024
 
 
 def test_every_operation_compiles() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_near
@@ -14,14 +16,17 @@ from torch import Tensor, nn
 from spiketide import (
     LIF,
     AxonalDelay,
+    BatchNorm,
     DelayAnneal,
     DelayedConv2d,
     DendriticDelay,
     Dense,
     Recurrent,
+    Residual,
     Sequential,
     SynapticDelay,
     errors,
+    freeze,
 )
 from spiketide.kernels import delay as kernels
 from spiketide.synapses.delay import EPSILON, KEPT, clamp_delays, taps_for
@@ -342,6 +347,66 @@ def test_a_frozen_layer_is_the_layer_in_evaluation(interpolation: str) -> None:
     for cls in (AxonalDelay, DendriticDelay):
         channel = cls(6, 9, interpolation=interpolation)
         assert torch.equal(channel.freeze()(x)[0], channel.eval()(x)[0])
+
+
+def test_a_frozen_network_holds_no_learnt_delay_anywhere_and_shares_nothing() -> None:
+    torch.manual_seed(7)
+    network = Sequential(
+        SynapticDelay(6, 8, 9),
+        BatchNorm(8),
+        Recurrent(LIF(8, threshold=0.3), Sequential(AxonalDelay(8, 5), Dense(8, 8))),
+        Residual(Sequential(DendriticDelay(8, 4))),
+    )
+    x = torch.rand(15, 3, 6)
+    network(x)  # statistics
+    network.eval()
+    want, frozen = network(x)[0], freeze(network)
+    assert not frozen.training and torch.equal(frozen(x)[0], want) and want.abs().sum() > 0
+    delays = [p for name, p in frozen.named_parameters() if name.endswith("delay")]
+    assert len(delays) == 3
+    assert all(torch.equal(p, p.round()) and not p.requires_grad for p in delays)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in frozen.parameters() if p.requires_grad], 0.1)
+    frozen.train()(x)[0].sum().backward()
+    optimizer.step()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert any(p.requires_grad for name, p in network.named_parameters() if name.endswith("delay"))
+
+
+def test_weights_with_longer_delays_than_the_layer_has_are_named() -> None:
+    long, short = SynapticDelay(2, 3, 10, start=8.25), SynapticDelay(2, 3, 4)
+    with pytest.warns(UserWarning, match=r"go up to 8\.25 steps, and max_delay = 4"):
+        short.load_state_dict(long.state_dict())
+    assert torch.equal(short.eval()(torch.rand(9, 1, 2))[0][:4], torch.zeros(4, 1, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SynapticDelay(2, 3, 10).load_state_dict(long.state_dict())
+
+
+def test_annealing_leaves_loaded_narrow_kernels_narrow() -> None:
+    trained, layer, anneal = SynapticDelay(2, 2, 24), SynapticDelay(2, 2, 24), DelayAnneal()
+    anneal(trained, 40, 150)
+    layer.load_state_dict(trained.state_dict())
+    anneal(layer, 0, 150)
+    assert layer.delays.effective_width() == pytest.approx(0.5)
+    anneal(new := SynapticDelay(2, 2, 24), 0, 150)
+    assert new.delays.effective_width() == pytest.approx(12.27)
+
+
+def test_sizes_may_be_numpy_integers() -> None:
+    three, four = np.int64(3), np.int32(4)
+    layers = [
+        SynapticDelay(three, four, np.int64(5), tail=np.int64(2)),
+        Dense(three, four),
+        Dense(three, four),
+    ]
+    for layer in layers:
+        assert layer(torch.rand(6, 2, 3))[0].shape[2] == 4
+    for value in (layers[0].n_in, layers[0].delays.max_delay, layers[0].tail, layers[1].n_out):  # type: ignore[union-attr]
+        assert type(value) is int
+    with pytest.raises(errors.ParameterError):
+        SynapticDelay(3, 4, np.float64(5))  # type: ignore[arg-type]
 
 
 def test_linear_interpolation_stands_between_the_neighbouring_steps() -> None:

@@ -88,13 +88,12 @@ class Reference:
             before, after = clock[number], clock[number + 1]
             old = weight.copy()
             change = np.zeros_like(weight)
-            slope = 0.0
             for j in range(len(weight)):
                 for i in range(weight.shape[1]):
                     if before[i] < after[j]:
                         change[j, i] = error[j]
-                        slope += error[j] * (1.0 if old[j, i] >= 0 else -1.0)
             weight -= net.lr * factor * change
+            slope = (change * np.where(weight >= 0, 1.0, -1.0)).sum()  # signs after the update, as published
             weight *= 1 - net.lr * factor * net.weight_decay
             back = weight if net.updated else old
             error = (change * back).sum(0)

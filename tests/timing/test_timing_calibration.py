@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spiketide.errors import ParameterError
+from spiketide.errors import ParameterError, ShapeError
 from spiketide.timing import (
     AveragePool2d,
     EarliestPool2d,
@@ -118,12 +119,93 @@ def test_weights_are_left_alone_and_nothing_depends_on_the_scale_before() -> Non
     assert all(torch.equal(layer.weight, weight) for layer, weight in zip(net, kept, strict=True))
 
 
+KERNELS = [
+    (Step(), 64.0),
+    (ReL(64.0), 64.0),
+    (ReL(2.5), 64.0),
+    (Ramp(16.0), 64.0),
+    (RampUpDown(32.0, 128.0), 64.0),
+    (FixedSlope(32.0, 32.0), 64.0),
+    (FixedSlope(32.5, 31.5), 64.0),
+]
+
+
+@pytest.mark.parametrize(("psp", "stop"), KERNELS, ids=repr)
+@pytest.mark.parametrize("part", [1, 4], ids=["whole steps", "quarters of a step"])
+def test_no_potential_of_a_binary_layer_lies_on_its_threshold(psp: Any, stop: float, part: int) -> None:
+    """In exact arithmetic every potential is away from the threshold; so float32 and float64 say the same spikes."""
+    torch.manual_seed(0)
+    rule = STiDi(slope="constant")
+    net = Network(TimingLinear(49, 60, psp=psp, stop=stop, binary=True, rule=rule, mean=2.0))
+    times = (torch.randint(0, 30 * part, (60, 49)) / part).masked_fill(torch.rand(60, 49) < 0.1, inf)
+    calibrate(net, times, [0.5])
+    layer = net[0]
+    assert bool((net(times) < stop).any())
+    assert torch.equal(net(times).double(), copy.deepcopy(net).double()(times.double()))
+    # the kernel at quarters of a step, in whole multiples of what all its values are multiples of
+    clock = torch.arange(0, 4 * int(stop)).double() / 4
+    signs = torch.where(layer.weight >= 0, 1.0, -1.0).double()
+    unit = layer.threshold / float(layer.scale)  # the threshold in signs
+    if isinstance(psp, FixedSlope):
+        sums = (psp.start - times.double()).clamp(min=0) @ signs.T
+        reached = unit * torch.arange(1, 1 + int(psp.length)).double()
+        distance = (sums.flatten()[:, None] - reached).abs().amin()
+        assert float(distance) * 2 * part > 0.9 / (psp.length + 1)
+        return
+    seen = clock if part == 4 else clock[::4]
+    v = psp.value(seen[:, None, None] - times.double()) @ signs.T
+    quantum = {"ReL": 1 / psp.unit, "Ramp": 1 / 16, "RampUpDown": 1 / 96, "Step": part}[type(psp).__name__]
+    assert float((v - unit).abs().amin()) * part / quantum == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_binary_convolution_and_a_mean_of_times_are_unambiguous_too() -> None:
+    torch.manual_seed(0)
+    options: Any = {"stop": 64.0, "binary": True, "mean": 2.0}
+    net = Network(
+        TimingConv2d(1, 8, 3, **options),
+        AveragePool2d(stop=64.0),
+        TimingConv2d(8, 8, 3, **options),
+        EarliestPool2d(3),
+        Flatten(),
+        TimingLinear(8, 10, **options),
+    )
+    times = images()
+    calibrate(net, times, [0.5, 0.7, 0.8])
+    assert bool(torch.isfinite(net(times)).any())
+    assert torch.equal(net(times).double(), copy.deepcopy(net).double()(times.double()))
+
+
+def test_a_level_that_potentials_share_no_measure_with_is_left_where_it_is() -> None:
+    torch.manual_seed(0)
+    net = Network(TimingLinear(20, 30, psp=Ramp(math.pi), binary=True), TimingLinear(30, 10))
+    calibrate(net, torch.rand(30, 20) * 20, [0.5, 0.8])
+    found = net[0](torch.rand(30, 20) * 20)
+    assert bool(torch.isfinite(found).any())
+
+
+def test_the_scale_of_real_weights_is_what_the_moment_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("spiketide.timing.calibration._unambiguous")
+    net = Network(TimingLinear(20, 30), TimingLinear(30, 10))
+    calibrate(net, torch.randint(0, 20, (30, 20)).float(), [0.5, 0.8])
+
+
 def test_a_layer_that_hears_nothing_is_named() -> None:
     net = Network(TimingLinear(4, 3), TimingLinear(3, 2))
     with pytest.raises(
         ParameterError, match=r"layer 0 \(TimingLinear\) hears no spike at all: no scale makes it fire"
     ):
         calibrate(net, torch.full((5, 4), inf), [0.5, 0.8])
+    assert net.training
+
+
+def test_input_of_another_width_is_named() -> None:
+    net = Network(Flatten(), TimingLinear(16, 3), TimingLinear(4, 2))
+    with pytest.raises(ShapeError, match=r"layer 1: TimingLinear expected .*\(B, 16\), got \(5, 9\)"):
+        calibrate(net, torch.zeros(5, 1, 3, 3), [0.5, 0.8])
+    with pytest.raises(ShapeError, match=r"layer 2: TimingLinear expected .*\(B, 4\), got \(5, 3\)"):
+        calibrate(net, torch.zeros(5, 1, 4, 4), [0.5, 0.8])
+    with pytest.raises(ShapeError, match=r"layer 1: TimingLinear .*got torch.int64: times.float\(\)"):
+        calibrate(net, torch.zeros(5, 16, dtype=torch.int64), [0.5, 0.8])
     assert net.training
 
 

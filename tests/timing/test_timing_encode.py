@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,11 @@ def test_the_input_stays_as_it_is() -> None:
         repr(IntensityToLatency(64, span=0.5))
         == "IntensityToLatency(64, span=0.5, threshold=0.0392157, exact=False)"
     )
+
+
+def test_an_array_is_refused_in_words() -> None:
+    with pytest.raises(ShapeError, match="expected intensities .* torch tensor, got ndarray.*from_numpy"):
+        IntensityToLatency()(np.zeros((2, 4), np.float32))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [math.nan, inf, -inf])

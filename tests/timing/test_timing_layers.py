@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spiketide import LIF
 from spiketide.errors import NonFiniteError, ParameterError, ShapeError
 from spiketide.timing import (
     PSP,
@@ -18,6 +21,8 @@ from spiketide.timing import (
     FixedSlope,
     Flatten,
     Network,
+    OnlineLinear,
+    PixelTimes,
     Ramp,
     RampUpDown,
     ReL,
@@ -30,6 +35,8 @@ from spiketide.timing import (
     TimingCrossEntropy,
     TimingLayer,
     TimingLinear,
+    to_times,
+    to_train,
 )
 
 inf = math.inf
@@ -595,3 +602,130 @@ def test_silent_outputs_have_a_later_time_the_farther_they_are_from_their_thresh
     fired = slope.fire(torch.full((1, 1), 4.0))
     # the closed form goes on behind the window: 8 + 4 (1 - v)
     assert slope.virtual(fired).tolist() == [[11.0, 13.0]]
+
+
+@pytest.mark.parametrize(
+    ("take", "words"),
+    [
+        (TimingLinear(4, 2), "TimingLinear expected spike times"),
+        (TimingLinear(4, 2).set_weight, "TimingLinear expected weights"),
+        (TimingConv2d(1, 2, 3), "TimingConv2d expected spike times"),
+        (OnlineLinear(4, 2), "OnlineLinear expected spike times"),
+        (Network(TimingLinear(4, 2)), "layer 0: TimingLinear expected spike times"),
+        (EarliestPool2d(2), "EarliestPool2d expected spike times"),
+        (AveragePool2d(2), "AveragePool2d expected spike times"),
+        (Flatten(), "Flatten expected spike times"),
+        (Silence(0.5), "Silence expected spike times"),
+        (to_times, "to_times expected a spike train"),
+        (lambda times: to_train(times, 4), "to_train expected spike times"),
+        (PixelTimes(), "PixelTimes expected intensities from 0 to 1"),
+    ],
+)
+def test_arrays_and_lists_are_refused_in_words(take: Any, words: str) -> None:
+    with pytest.raises(ShapeError, match=f"{words}.* as a torch tensor, got ndarray.*from_numpy"):
+        take(np.zeros((1, 1, 4, 4), np.float32))
+    with pytest.raises(ShapeError, match=f"{words}.* as a torch tensor, got list.*torch.tensor"):
+        take([[0.0, 1.0, 2.0, 3.0]])
+
+
+def test_what_a_layer_fired_is_told_from_its_times() -> None:
+    layer = TimingLinear(4, 2)
+    with pytest.raises(ShapeError, match=r"got Fired\. Its field times is meant: x\.times"):
+        layer(layer.fire(torch.zeros(1, 4)))
+
+
+def test_another_precision_than_that_of_the_weights() -> None:
+    layer = TimingLinear(4, 2, psp=FixedSlope(8.0, 8.0), stop=16.0)
+    with pytest.raises(ShapeError, match=r"input of torch.float32, as its weights are, got torch.float64"):
+        layer(torch.zeros(1, 4, dtype=torch.float64))
+
+
+def test_a_network_names_the_layer_that_refuses() -> None:
+    net = Network(Flatten(), TimingLinear(4, 3), TimingLinear(5, 2))
+    for run in (net, net.follow):
+        with pytest.raises(ShapeError, match=r"layer 1: TimingLinear expected .*\(B, 4\), got \(1, 9\)"):
+            run(torch.zeros(1, 3, 3))
+        with pytest.raises(ShapeError, match=r"layer 2: TimingLinear expected .*\(B, 5\), got \(1, 3\)"):
+            run(torch.zeros(1, 2, 2))
+        with pytest.raises(NonFiniteError, match="layer 1: TimingLinear .* 4 of 4"):
+            run(torch.full((1, 4), math.nan))
+
+
+# --------------------------------------------------------------------------------- at the threshold, and what the pages say
+
+
+def page(name: str) -> str:
+    return " ".join((Path(__file__).parents[2] / "docs" / name).read_text().split())
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(
+    "psp", [Step(), Ramp(4.0), ReL(4.0), RampUpDown(4.0, 8.0), FixedSlope(4.0, 4.0)], ids=repr
+)
+def test_one_spike_fires_at_its_threshold(psp: PSP, exact: bool) -> None:
+    """One weight of 1 brings the membrane exactly to 1."""
+    layer = TimingLinear(1, 1, psp=psp, stop=8.0, exact=exact, rule=STiDi(slope="constant"))
+    layer.set_weight(torch.ones(1, 1))
+    assert layer(torch.zeros(1, 1)).item() == (0.0 if isinstance(psp, Step) else 4.0)
+    assert "| `threshold` | 1 | fires at or above it (" in page("reference/timing.md")
+    assert "fires when it reaches its threshold, at or above" in page("explanation/conventions.md")
+
+
+def test_learnt_online_and_stepped_it_has_to_be_passed() -> None:
+    layer = OnlineLinear(1, 1, stop=8, threshold=1.0)
+    layer.set_weight(torch.ones(1, 1))
+    assert layer(torch.zeros(1, 1)).item() == inf
+    layer.set_weight(torch.full((1, 1), 1 + 1e-6))
+    assert layer(torch.zeros(1, 1)).item() == 1.0
+    neuron = LIF(1, threshold=1.0)
+    for current, spikes in ((1.0, 0.0), (1 + 1e-6, 1.0)):
+        assert neuron(torch.full((1, 1, 1), current))[0].item() == spikes
+    words = page("explanation/conventions.md")
+    assert "A neuron that is stepped fires strictly above its threshold" in words
+    assert "only `OnlineLinear` (`S4NN`, `BS4NN`) fires strictly above" in words
+
+
+# -------------------------------------------------------------------------------------------------- windows of a network
+
+
+def window(start: float, length: float, n_in: int = 4) -> TimingLinear:
+    return TimingLinear(n_in, 4, psp=FixedSlope(start, length), stop=start + length)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        (
+            (window(32.0, 32.0), Flatten(), window(32.0, 32.0)),
+            r"layer 2 \(TimingLinear\) hears inputs until step 32, when its window opens, and layer 0 \(TimingLinear\) fires "
+            r"from step 32 to 64: it would hear nothing and never fire. Give it psp=FixedSlope\(64, 32\), stop=96",
+        ),
+        ((window(32.0, 32.0), window(16.0, 16.0)), "layer 1 .* until step 16"),
+        (
+            (window(64.0, 32.0), TimingLinear(4, 4, stop=64.0)),
+            r"layer 1 .* until step 64, when its window ends.*layer 0 .* from step 64 to 96.*Give it a stop above 96",
+        ),
+    ],
+)
+def test_a_layer_that_can_hear_nothing_is_refused(layers: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(ParameterError, match=words):
+        Network(*layers)
+
+
+def test_windows_that_overlap_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    Network(window(32.0, 32.0), window(48.0, 32.0))
+    Network(TimingLinear(4, 4, stop=64.0), window(32.0, 32.0))
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith(
+        "layer 1 (TimingLinear) hears inputs until step 48, when its window opens, and layer 0"
+    )
+    assert "from step 32 to 64: later spikes are lost" in first and "FixedSlope(64, 32), stop=96" in first
+    assert "until step 32" in second and "from step 0 to 64" in second
+
+
+def test_windows_one_behind_the_other_are_taken_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    Network(
+        window(32.0, 32.0), Flatten(), window(64.0, 16.0), window(96.0, 8.0), TimingLinear(4, 2, stop=128.0)
+    )
+    Network(TimingLinear(4, 4, stop=64.0), TimingLinear(4, 4, stop=32.0))
+    assert not caplog.records

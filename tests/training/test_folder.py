@@ -15,7 +15,7 @@ import tiny_recipe as tiny
 import torch
 
 import spiketide.training.folder as folder_module
-from spiketide.errors import RunError, ShapeError
+from spiketide.errors import RecipeError, RunError, ShapeError
 from spiketide.training import Classification
 from spiketide.training.folder import AtomicCheckpointIO, RunFolder, latest, versions, write
 from spiketide.training.run import test as run_test
@@ -48,6 +48,18 @@ def test_write_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monkey
     assert path.read_text() == "new"
 
 
+def test_ctrl_c_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    write(tmp_path / "file.txt", "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", press)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "file.txt", "new")
+    assert os.listdir(tmp_path) == ["file.txt"] and (tmp_path / "file.txt").read_text() == "old"
+
+
 def test_real_full_disk(tmp_path: Path) -> None:
     """``/dev/full`` is a disk that is always full."""
     if not Path("/dev/full").exists():
@@ -76,6 +88,13 @@ def test_full_disk_in_the_second_epoch(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.undo()
     assert torch.load(folder.last, weights_only=True)["epoch"] == 0  # what was there is whole
     assert train(tiny.recipe(), folder, resume=True)["epochs"] == 3
+
+
+@pytest.mark.parametrize("name", ["max_epochs", "max_steps", "limit_train_batches"])
+def test_a_run_of_no_length_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=f"trainer.{name} is 0, so nothing would be trained"):
+        train(tiny.recipe(**{name: 0}), RunFolder(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +174,7 @@ def test_what_is_not_a_run(tmp_path: Path) -> None:
         _ = RunFolder.open(tmp_path).finished
 
 
-def test_versions_and_latest(tmp_path: Path) -> None:
+def test_versions_and_latest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     facts = versions(7)
     assert facts["seed"] == 7
     assert facts["torch"] == torch.__version__ or facts["torch"] in torch.__version__
@@ -166,6 +185,14 @@ def test_versions_and_latest(tmp_path: Path) -> None:
         (tmp_path / "tiny" / name).mkdir(parents=True)
         (tmp_path / "tiny" / name / "recipe.yaml").touch()
         os.utime(tmp_path / "tiny" / name / "recipe.yaml", (age, age))
+    assert latest(tmp_path, "tiny") == tmp_path / "tiny" / "new"
+    (tmp_path / "tiny" / "old" / "checkpoints").mkdir()
+    assert latest(tmp_path, "tiny") == tmp_path / "tiny" / "new"  # nothing in it
+    (tmp_path / "tiny" / "old" / "checkpoints" / "last.ckpt").touch()
+    assert latest(tmp_path, "tiny") == tmp_path / "tiny" / "old"
+    assert f"{tmp_path / 'tiny' / 'new'} was begun later but has no checkpoint" in caplog.text
+    (tmp_path / "tiny" / "new" / "checkpoints").mkdir()
+    (tmp_path / "tiny" / "new" / "checkpoints" / "best.ckpt").touch()
     assert latest(tmp_path, "tiny") == tmp_path / "tiny" / "new"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -59,3 +61,18 @@ def test_unknown_roles() -> None:
     with pytest.raises(ParameterError, match="did you mean 'weights'"):
         parameter_groups(odd, lr=0.1)
     assert ROLES == ("weights", "time_constants", "thresholds", "delays")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr": -0.1}, "lr of 0 or more, got -0.1"),
+        ({"lr": float("nan")}, "lr of 0 or more, got nan"),
+        ({"lr": 0.1, "weight_decay": -1.0}, "weight_decay of 0 or more, got -1.0"),
+        ({"lr": 0.1, "multipliers": {"delays": -1}}, "a factor for delays of 0 or more, got -1"),
+        ({"lr": 0.1, "multipliers": {"weights": float("inf")}}, "a factor for weights of 0 or more, got inf"),
+    ],
+)
+def test_rates_below_0_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ParameterError, match=words):
+        parameter_groups(nn.Linear(2, 2), **options)

@@ -93,6 +93,28 @@ def test_a_sequence_without_labels_trains_nothing(batch: Batch) -> None:
     torch.testing.assert_close(model.objective(model(half), half.y), model.objective(model(alone), alone.y))
 
 
+def test_classes_of_weight_0_count_nowhere(batch: Batch) -> None:
+    """A batch that holds no other has the loss 0 and no gradient, not 0 / 0."""
+    labels = torch.where(torch.rand(12, 5) < 0.5, 1, -1)
+    for smoothing in (0.0, 0.1):
+        model = make(class_weights=[1.0, 0.0, 2.0], label_smoothing=smoothing)
+        loss = model.objective(model(batch), labels)
+        loss.backward()
+        assert loss.item() == 0.0
+        assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    model = make(class_weights=[1.0, 0.0, 2.0])
+    output = model(batch)
+    assert model.counted(output, labels) == 0
+    scores, target = output.scores, model.targets(output, batch.y)
+    weights = torch.tensor([1.0, 0.0, 2.0])
+    expected = functional.cross_entropy(scores.flatten(0, 1), target.flatten(), weights, ignore_index=-1)
+    torch.testing.assert_close(model.objective(output, batch.y), expected)
+    assert model.counted(output, batch.y) == int(((target == 0) | (target == 2)).sum())
+    for wrong in ([0.0, 0.0, 0.0], [1.0, -1.0, 1.0], [1.0, float("inf"), 1.0]):
+        with pytest.raises(ParameterError, match="class_weights of 0 or more, one of them above 0"):
+            make(class_weights=wrong)
+
+
 def test_what_does_not_fit_is_refused(batch: Batch) -> None:
     model = make()
     with pytest.raises(DataError, match=r"labels from 0 to 2, or -1 for none, got -1 to 3"):
@@ -106,6 +128,13 @@ def test_what_does_not_fit_is_refused(batch: Batch) -> None:
         wrong = make(class_weights=[1.0, 2.0])
         wrong.objective(wrong(batch), batch.y)
     for name, value in (
+        ("lr_delays", -1.0),
+        ("lr_time_constants", float("nan")),
+        ("lr_thresholds", -0.5),
+        ("weight_decay", -1e-3),
+        ("lr", float("inf")),
+        ("betas", (1.0, 0.9)),
+        ("betas", (0.9, -0.1)),
         ("skip", -1),
         ("unlabelled", -2),
         ("label_smoothing", 1.0),
@@ -155,7 +184,7 @@ def data_of(n: int = 24) -> ArrayData:
     return ArrayData(x, y, x[:6], y[:6], temporal=True, batch_size=4, validation_fraction=0.2)
 
 
-def fit(model: Any, data: Any, epochs: int = 1) -> L.Trainer:
+def fit(model: Any, data: Any, epochs: int = 1, **options: Any) -> L.Trainer:
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -165,6 +194,7 @@ def fit(model: Any, data: Any, epochs: int = 1) -> L.Trainer:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=0,
+        **options,
     )
     with surroundings():
         trainer.fit(model, datamodule=data)
@@ -261,6 +291,85 @@ def test_truncation_heeds_lengths(batch: Batch) -> None:
         runs.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(p, q) for p, q in zip(*runs, strict=True))
     assert not all(torch.equal(p, q) for p, q in zip(runs[0], make().parameters(), strict=True))
+
+
+def test_a_window_in_which_no_step_counts_trains_nothing() -> None:
+    """Weight decay and momentum would move the weights, and a loss of 0 would lower the mean."""
+    torch.manual_seed(2)
+    y = torch.randint(0, 3, (20, 3))
+    y[:4] = -1
+    y[8:12] = 1  # a class without a weight
+    y[16:] = -1
+    batch = Batch(torch.rand(20, 3, 4), y)
+    weights = [1.0, 0.0, 1.0]
+    options: dict[str, Any] = {"optimizer": "adamw", "lr": 0.1, "weight_decay": 0.5, "class_weights": weights}
+    models = [make(truncate=4, schedule="cosine", **options), make(**options)]
+    trainer = fit(models[0], OneBatch(batch))
+    assert trainer.global_step == 2
+    reference, state, losses = models[1], None, []
+    optimizer: Any = reference.configure_optimizers()
+    for start in range(0, 20, 4):
+        scores, state = reference.network(batch.x[start : start + 4], state)
+        state = tree(state)
+        if start not in (4, 12):
+            continue
+        loss = functional.cross_entropy(
+            scores.flatten(0, 1), y[start : start + 4].flatten(), torch.tensor(weights), ignore_index=-1
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    for p, q in zip(models[0].parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_a_batch_in_which_no_step_counts_is_in_no_mean() -> None:
+    x = torch.rand(8, 3, 4)
+    model = make(truncate=4, schedule="cosine", lr=0.1, weight_decay=0.5)
+    before = [p.detach().clone() for p in model.parameters()]
+    trainer = fit(model, OneBatch(Batch(x, torch.full((8, 3), -1))))
+    assert trainer.global_step == 0 and "train/loss" not in trainer.callback_metrics
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+def test_windows_behind_the_end_of_all_sequences_train_nothing() -> None:
+    """A batch may be longer than its sequences."""
+    found = []
+    for steps in (8, 20):
+        network = [*layers()[:3], LIF(3, threshold=0.05)]
+        model = Classification(network, SpikeCount(), truncate=4, optimizer="adamw", weight_decay=0.5, lr=0.1)
+        torch.manual_seed(3)
+        x = torch.cat([torch.rand(8, 3, 4), torch.zeros(12, 3, 4)])[:steps]
+        trainer = fit(model, OneBatch(Batch(x, torch.tensor([0, 2, 1]), torch.tensor([8, 5, 8]))))
+        found.append((trainer.global_step, trainer.callback_metrics["train/loss"].item(), model))
+    assert found[0][:2] == found[1][:2] and found[0][0] == 2
+    for p, q in zip(found[0][2].parameters(), found[1][2].parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("truncate", [None, 4])
+def test_a_trainer_that_clips_is_refused_with_what_to_use(truncate: int | None) -> None:
+    data = data_of()
+    with pytest.raises(
+        ParameterError,
+        match=r'instead of Trainer\(gradient_clip_val=0\.5\) use Labelling\(\.\.\., clip="value", clip_at=0\.5\)',
+    ):
+        fit(make(truncate=truncate), data, gradient_clip_val=0.5, gradient_clip_algorithm="value")
+    with pytest.raises(ParameterError, match=r'clip="norm", clip_at=2'):
+        fit(make(truncate=truncate, clip="norm"), data, gradient_clip_val=2)
+    with pytest.raises(
+        ParameterError, match=r"instead of Trainer\(gradient_clip_val=0\) use Labelling\(.*clip=None"
+    ):
+        fit(make(truncate=truncate, clip="norm"), data, gradient_clip_val=0)
+    fit(make(truncate=truncate, clip="value", clip_at=0.5), data)  # as advised
+    fit(make(truncate=truncate), data, gradient_clip_val=0)
+
+
+def test_truncation_cannot_gather_gradients() -> None:
+    with pytest.raises(ParameterError, match=r"over 2 batches: leave accumulate_grad_batches at 1"):
+        fit(make(truncate=4), data_of(), accumulate_grad_batches=2)
 
 
 def test_truncation_needs_a_network_that_streams() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ from spiketide.timing import Network as TimingNetwork
 from spiketide.training import OnlineTiming
 from spiketide.training.folder import RunFolder
 from spiketide.training.recipe import Recipe
-from spiketide.training.run import train
+from spiketide.training.run import surroundings, train
 
 
 def content(kind: str, **network: Any) -> dict[str, Any]:
@@ -148,6 +149,13 @@ def test_several_processes_are_refused() -> None:
     model._trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
     with pytest.raises(ParameterError, match="one image after the other"):
         model.on_fit_start()
+
+
+def test_a_trainer_that_clips_is_refused() -> None:
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", gradient_clip_val=1.0, **options)
+    with surroundings(), pytest.raises(ParameterError, match="learns without a gradient, so there is none"):
+        trainer.fit(OnlineTiming(S4NN([64, 20, 10])), datamodule=Digits(limit=64))
 
 
 def test_a_layer_that_never_fires_is_named(tmp_path: Path) -> None:

@@ -49,6 +49,11 @@ def path(tmp_path: Path) -> Path:
         (["--model.network.17.n", "1"], r"model.network has 6 items, counted from 0"),
         (["--model.lr.x", "1"], r"model.lr is 0.03 and has no part 'x'"),
         (["--trainer.logger", "false"], r"unknown key in trainer: 'logger'"),
+        (["--trainer.gradient_clip_val", "1"], r"trainer.gradient_clip_val: .* use model.clip"),
+        (["--model.network.relu", "1"], r"network is a list, of which 'relu' names no item: its 6 items are"),
+        (["--model.network.-1.n", "1"], r"of which '-1' names no item: .* as in --model.network.0\.$"),
+        (["--model.network.6", "1"], r"^--model.network.6: model.network has 6 items, counted from 0\.$"),
+        (["--seed", "4294967296"], r"seed should be from 0 to 4294967295, got 4294967296"),
     ],
 )
 def test_what_is_misspelt_is_refused_with_the_nearest(words: list[str], message: str, path: Path) -> None:
@@ -72,6 +77,13 @@ def test_what_is_misspelt_is_refused_with_the_nearest(words: list[str], message:
             ["--model.network.2.tau_mem", "long"],
             r"^model\.network\.2: spiketide\.neurons\.LIF does not fit: .*tau_mem",
         ),
+        (
+            ["--model.network.2.learn", "tau_mem, threshold"],
+            r"LIF does not fit: learn should be a list, got 'tau_mem, threshold'\. Write for example \[tau_mem, threshold\]; "
+            r"on the command line --model\.network\.2\.learn '\[tau_mem, threshold\]'\.$",
+        ),
+        (["--model.betas", "0.9"], r"betas should be a list, got 0\.9\. Write for example \[0\.9, 0\.999\];"),
+        (["--model.regularisers", "none"], r"regularisers should be a list, got 'none'\."),
         (["--best.mode", "largest"], "max"),
         (["--threads", "0"], "threads"),
         (["--model.readout", "spiketide.losses.CrossEntropy"], "readout"),
@@ -208,6 +220,48 @@ def test_what_makes_no_object_is_refused(target: str, path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(Path(__file__).parent)
     with pytest.raises(RecipeError, match=rf"^model\.network\.2: {target} makes no object"):
         Recipe.load(path, ["--model.network.2", yaml.safe_dump({"class_path": target, "init_args": {}})])
+
+
+class Untyped(LIF):
+    """A neuron whose author gave no types."""
+
+    def __init__(self, n, size: int = 1, **common: Any) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(n, **common)
+
+
+def test_a_class_without_types_is_named_with_its_argument(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    wanted = r"^model\.network\.2: test_recipe\.Untyped does not say of which type its argument 'n' is.* `n: int`\.$"
+    with pytest.raises(RecipeError, match=wanted):
+        Recipe.load(path, ["--model.network.2", "{class_path: test_recipe.Untyped, init_args: {n: 20}}"])
+
+
+def test_what_was_overridden_is_kept(path: Path) -> None:
+    words = [
+        "--model.init_args.lr",
+        "0.5",
+        "--model.lr=0.1",
+        "--seed",
+        "9",
+        "--threads",
+        "1",
+        "--data.root",
+        "/x",
+    ]
+    words += [
+        "--trainer.max_epochs",
+        "3",
+        "--claim",
+        "{paper: a, where: b, metric: c, value: 1, tolerance: 0}",
+    ]
+    found = Recipe.load(path, words).overridden
+    claim = "claim={paper: a, where: b, metric: c, value: 1, tolerance: 0}"
+    assert found == ("model.lr=0.1", claim)  # three epochs is what the recipe says itself
+    assert (
+        Recipe.load(path, ["--about", "x"]).overridden == Recipe(tiny.content(), name="tiny").overridden == ()
+    )
 
 
 def test_every_class_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:

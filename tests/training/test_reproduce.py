@@ -39,6 +39,20 @@ def test_without_a_claim() -> None:
     assert judge(0.9, None, None)[0] == "no claim"
 
 
+def test_what_was_overridden_is_said() -> None:
+    for mean in (0.8, 0.9, 0.95):
+        plain = judge(mean, None, CLAIM)
+        word, sentence = judge(mean, None, CLAIM, ["model.lr=0.1", "trainer.max_epochs=1"])
+        assert word == plain[0] and sentence.startswith(plain[1])
+        assert sentence.endswith(
+            " Overridden: model.lr=0.1, trainer.max_epochs=1; the claim is one of the recipe without that."
+        )
+    assert judge(0.9, None, None, ["model.lr=0.1"]) == judge(0.9, None, None)
+    rows = [{"seed": 0, "run": "", "test_accuracy": 0.9}]
+    assert summarise(rows, CLAIM, ["model.lr=0.1"])["overridden"] == ["model.lr=0.1"]
+    assert summarise(rows, CLAIM)["overridden"] == []
+
+
 def test_interval_by_hand() -> None:
     rows = [{"seed": s, "run": "", "test_accuracy": a} for s, a in enumerate([0.90, 0.92, 0.94])]
     result = summarise(rows, None)

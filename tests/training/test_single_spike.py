@@ -135,6 +135,14 @@ def test_scales_are_set_before_the_first_step_and_only_then() -> None:
     assert float(model.network[1].scale) == 2 * scale
 
 
+def test_images_of_another_size_are_refused_before_the_first_step() -> None:
+    model = SingleSpike([Flatten(), TimingLinear(64, 20), TimingLinear(20, 10)], moments=[0.5, 0.8])
+    batch = Batch(torch.rand(30, 1, 7, 7), torch.zeros(30, dtype=torch.int64))
+    with pytest.raises(ShapeError, match=r"layer 1: TimingLinear expected .*\(B, 64\), got \(30, 49\)"):
+        model.prepare([batch])
+    assert not bool(model.calibrated)
+
+
 def test_a_layer_that_never_fires_is_named_with_advice(tmp_path: Path) -> None:
     recipe = content(moments=None)
     recipe["model"]["init_args"]["network"][3]["init_args"]["mean"] = -20.0

@@ -26,6 +26,7 @@ from spiketide.synapses import Dense
 from spiketide.timing import Flatten, TimingLinear
 from spiketide.training import Classification, Labelling, SingleSpike
 from spiketide.training.folder import RunFolder
+from spiketide.training.recipe import Recipe
 from spiketide.training.run import train
 from spiketide.training.stream import Labelled, Streamer, label_stream, open_stream, read_rows, segments
 
@@ -82,6 +83,25 @@ def test_reset_begins_anew() -> None:
     assert np.array_equal(first, streamer(events()[:50])[1])
 
 
+def test_a_network_of_float64_streams_in_float64() -> None:
+    model = Labelling([Dense(4, 3), LeakyIntegrator(3)]).double().eval()  # no spikes, which would round
+    x = np.random.default_rng(0).random((60, 4)) * 0.4
+    with torch.no_grad():
+        y, _ = model.network(torch.from_numpy(x).unsqueeze(1))
+        coarse, _ = model.network(torch.from_numpy(x.astype(np.float32).astype(np.float64)).unsqueeze(1))
+    streamer = Streamer(model)
+    labels, probabilities = streamer(x)
+    assert probabilities.dtype == np.float64
+    np.testing.assert_allclose(probabilities, y[:, 0].softmax(-1).numpy(), rtol=0, atol=1e-13)
+    assert abs(coarse - y).max() > 1e-9  # float32 on the way would show
+    assert labels.tolist() == y[:, 0].argmax(-1).tolist()
+    found = list(label_stream(Streamer(model), list(x), chunk=7))
+    expected = y[:, 0].softmax(-1).amax(-1).tolist()
+    assert [item.probability for item in found] == pytest.approx(expected, abs=1e-13)
+    assert Streamer(task())(x.astype(np.float64))[1].dtype == np.float32  # whatever the input comes as
+    assert Streamer(task())((x > 0.2).astype(np.int64))[1].dtype == np.float32
+
+
 def test_an_encoder_of_the_task_is_applied() -> None:
     model = task(encoder=Ternary(0.3)).eval()
     x = np.random.default_rng(1).normal(size=(40, 4)).astype(np.float32)
@@ -106,6 +126,43 @@ def test_a_signal_is_coded_as_if_it_were_whole(chunk: int, steps: int, mode: Any
         y, _ = model.network(torch.from_numpy(code(signal)).unsqueeze(1))
     found = list(label_stream(Streamer(model), list(signal), chunk=chunk, code=code))
     assert [item.label for item in found] == y[:, 0].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("mode", ["send_on_delta", "difference"])
+@pytest.mark.parametrize("threshold", [0.1, 0.2, 0.3])
+def test_the_code_of_a_signal_in_steps_of_its_threshold_does_not_depend_on_the_pieces(
+    mode: Any, threshold: float
+) -> None:
+    rng = np.random.default_rng(0)
+    signal = np.round(np.cumsum(rng.integers(-3, 4, (400, 2)), axis=0) * 0.1, 6)  # as a converter gives it
+    code = LevelCrossing(threshold=threshold, mode=mode)
+    whole = code(signal)
+    assert whole.any(0).all()
+    for chunk in (1, 2, 7, 100, 399, 1000):
+        stream = code.stream()
+        pieces = [stream(signal[first : first + chunk]) for first in range(0, 400, chunk)]
+        assert np.array_equal(np.concatenate([*pieces, stream.end()]), whole), chunk
+        again = stream(signal)  # behind the end another signal begins
+        assert np.array_equal(again, whole[: len(again)])
+    # and of the labels that come out at the end
+    model = task().eval()
+    found = [
+        [item.label for item in label_stream(Streamer(model), list(signal), chunk=chunk, code=code)]
+        for chunk in (1, 7, 100)
+    ]
+    assert found[0] == found[1] == found[2] and len(found[0]) == 400
+
+
+def test_a_stream_of_events_says_what_it_needs() -> None:
+    stream = LevelCrossing(threshold=0.1, mode="send_on_delta").stream()
+    stream(np.zeros((3, 2)))
+    with pytest.raises(ShapeError, match="expected 2 channels, as in the pieces before, got 1"):
+        stream(np.zeros((3, 1)))
+    with pytest.raises(DataError, match="raise the threshold"):  # of the whole signal, not of the piece
+        stream(np.full((1, 2), 1e9))
+    assert not stream(np.zeros((1, 2))).any()  # and nothing of it was taken in
+    with pytest.raises(ParameterError, match="cannot be smoothed or normalised"):
+        LevelCrossing(threshold=0.1, normalise="range").stream()
 
 
 def test_what_cannot_stream_is_refused() -> None:
@@ -195,6 +252,16 @@ def test_the_command_labels_a_file_and_a_pipe(
     assert main(["stream", str(run.path), "--segments", "--chunk", "9"]) == 0
     runs = [line.split(",") for line in capsys.readouterr().out.splitlines()[1:]]
     assert [name for _, steps, name in runs for _ in range(int(steps))] == expected
+
+
+def test_a_run_of_float64_streams_in_float64(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    settings = recipe(tmp_path).settings
+    settings["trainer"] |= {"precision": "64-true", "max_epochs": 1}
+    train(Recipe(settings, name="double"), folder)
+    streamer, _ = open_stream(folder)
+    assert {p.dtype for p in streamer.task.parameters()} == {torch.float64}
+    assert streamer(np.zeros((5, 2)))[1].dtype == np.float64
 
 
 def test_the_command_codes_a_signal(
