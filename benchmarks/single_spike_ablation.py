@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,9 @@ from spiketide.training import Recipe, train
 from spiketide.training.folder import RunFolder
 
 T = 64.0
+SIZES = (1, 20, 40, 300, 10)
+"""Channels and neurons; 4 x 4 places are left of each of the 40 channels."""
+
 Content = dict[str, Any]
 
 
@@ -41,9 +45,10 @@ def base(data: str) -> Content:
     model["network"] = [
         module for module in model["network"] if module["class_path"] != "spiketide.timing.Silence"
     ]
-    hidden, output = layers(content)[2:]
-    hidden["init_args"]["n_out"] = output["init_args"]["n_in"] = 300
-    content["claim"] = None
+    for layer, (n_in, n_out) in zip(layers(content), itertools.pairwise(SIZES), strict=True):
+        layer["init_args"].update(n_in=640 if n_in == 40 else n_in, n_out=n_out, mean=0.0)
+    model["moments"] = [0.2, 0.2, 0.2, 0.7]
+    content["claim"], content["threads"] = None, 1
     return content
 
 
@@ -65,6 +70,7 @@ def free(span: float) -> Callable[[Content], None]:
         model["encoder"]["init_args"] = {"steps": int(T), "span": span, "threshold": 0.0392}
         for layer in layers(content):
             layer["init_args"].pop("psp")
+            layer["init_args"].pop("mean")
             layer["init_args"]["stop"] = T
         rule(slope="chord")(content)
         model["loss"]["init_args"].update(tau=4.0, anchor=0.1, anchor_at=0.95)
@@ -112,6 +118,12 @@ def binary(content: Content) -> None:
         layer["init_args"]["binary"] = True
 
 
+def positive(content: Content) -> None:
+    """Initial weights whose mean is 1 / sqrt(0.3 n)."""
+    for layer in layers(content):
+        layer["init_args"].pop("mean")
+
+
 def exact(content: Content) -> None:
     """Times between the steps."""
     content["model"]["init_args"]["encoder"]["init_args"]["exact"] = True
@@ -128,6 +140,8 @@ ROWS: dict[str, list[Callable[[Content], None]]] = {
     "  slope chord": [rule(slope="chord")],
     "  transfer of signs": [rule(transfer="sign")],
     "  average pooling": [average],
+    "  initial weights of positive mean": [positive],
+    "  later first spikes": [model(moments=[0.5, 0.5, 0.5, 0.8])],
     "  scales not calibrated": [model(moments=None)],
     "  exact times": [exact],
     "  shifts by a pixel": [data(shift=1)],

@@ -76,24 +76,21 @@ def interpreted() -> Iterator[None]:
     def dispatcher(self: Kernel, parallel: bool) -> Callable[..., Any]:
         if not self.function.__module__.startswith("spiketide_printed"):
             return compiled(self, parallel)
-        # helpers printed beside the kernel are compiled functions too
+        # one module for the kernel and the functions printed beside it: they call each other and the vector code by name
         names = dict(self.function.__globals__)
-        names |= {
-            k: v.py_func
-            for k, v in names.items()
-            if getattr(v, "__module__", None) == self.function.__module__ and hasattr(v, "py_func")
-        }
+        for k, v in names.items():
+            if getattr(v, "__module__", None) == self.function.__module__ and hasattr(v, "py_func"):
+                names[k] = types.FunctionType(v.py_func.__code__, names)
         if "prefetch_write" in names:
             names["prefetch_write"] = lambda array, index: (
                 None
             )  # an instruction of the processor; it changes no value
         if "flush_tiny" in names:  # how the processor takes denormal numbers
             names["flush_tiny"], names["restore_tiny"] = (lambda: 0), (lambda before: None)
-        plain = types.FunctionType(self.function.__code__, names)
-
         for name in ("tile_product", "nonzero_bits", "lowest_bit"):  # vector code: what it computes, in NumPy
             if name in names:
                 names[name] = globals()[name]
+        plain = types.FunctionType(self.function.__code__, names)
 
         def run(*arguments: Any) -> Any:
             with np.errstate(all="ignore"):

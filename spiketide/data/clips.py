@@ -129,8 +129,14 @@ def in_order(
             )
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+    from threadpoolctl import threadpool_limits
+
     for clips_left in blocks[done:]:
-        yield _block(front, clips_left, place)
+        with threadpool_limits(
+            1
+        ):  # as in the processes: matrix products round differently on several threads
+            found = _block(front, clips_left, place)
+        yield found
 
 
 def _worker() -> None:
