@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from spiketide import recipes
+from spiketide.errors import SpiketideError
 from spiketide.training import Recipe, train
 from spiketide.training.folder import RunFolder
 
@@ -163,7 +164,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", help="beginnings of the rows that are wanted")
     parser.add_argument("--to", type=Path, default=Path("runs/ablation"))
     options = parser.parse_args()
-    found = {}
+    found: dict[str, Any] = {}
+    broken: dict[str, str] = {}
     for number, (name, changes) in enumerate(ROWS.items()):
         if options.rows and not any(name.strip().startswith(row) for row in options.rows):
             continue
@@ -179,7 +181,11 @@ def main() -> None:
             options.to / f"{options.data}-{options.images}-{options.epochs}-{options.seed}" / f"{number:02d}"
         )
         folder = RunFolder(path)
-        train(Recipe(content, name=name.strip()), folder, resume=(path / "recipe.yaml").is_file())
+        try:
+            train(Recipe(content, name=name.strip()), folder, resume=(path / "recipe.yaml").is_file())
+        except SpiketideError as problem:  # a row that breaks down is a result too
+            broken[name] = str(problem)
+            continue
         history = json.loads((path / "metrics.json").read_text())
         found[name] = history
     print(
@@ -195,6 +201,8 @@ def main() -> None:
             f"{history['seconds'] / 60:8.1f}",
         ]
         print(f"{name:34}" + "".join(figures))
+    for name, problem in broken.items():
+        print(f"{name:34}  broke down: {problem}")
 
 
 if __name__ == "__main__":

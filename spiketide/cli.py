@@ -7,7 +7,9 @@ needs them. Whatever is not an option of a verb, ``--model.lr 0.01`` for example
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 import sys
 import time
 import traceback
@@ -34,6 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before the command line was read
         _complain("\nspiketide: stopped; give the same command again")
         return STOPPED
+    except BrokenPipeError:  # whoever read our output has closed it, as head does: no more is wanted
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # what is left in the buffer goes nowhere, and nothing complains
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -76,7 +84,7 @@ def _main(argv: Sequence[str] | None) -> int:
             _say(to_json({"verb": options.verb, "stopped": True, "run": folder and str(folder.path)}))
         return STOPPED
     except BrokenPipeError:
-        return 0
+        raise
     except Exception as error:
         # A mistake of ours or of a class of the user's: the traceback is wanted, and the line that a program waits for too.
         if as_json and _first_process():

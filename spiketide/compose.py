@@ -191,7 +191,10 @@ class Recurrent(Layer):
                 f"Recurrent expected a neuron first, got {type(neuron).__name__}: Recurrent(LIF(n), Dense(n, n))."
             )
         if not isinstance(synapse, Layer):
-            raise ParameterError(f"Recurrent expected a synapse second, got {type(synapse).__name__}.")
+            n = neuron.shape[0]
+            raise ParameterError(
+                f"Recurrent expected a synapse second, such as Dense({n}, {n}), got {type(synapse).__name__}."
+            )
         if isinstance(synapse, Dense) and (
             (synapse.n_in,) != neuron.shape or (synapse.n_out,) != neuron.shape
         ):

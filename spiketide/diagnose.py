@@ -28,7 +28,7 @@ from .probe import SATURATED_RATE, Records, activity, record
 from .readouts import MeanMembrane
 from .scan.dynamics import entry
 from .timing import Network, OnlineNetwork, TimingCrossEntropy, TimingLayer, TimingLoss
-from .types import Batch
+from .types import UNLABELLED, Batch
 
 SILENT_SHARE = 0.5
 """A layer is reported when more than this share of its neurons never fires on the batch."""
@@ -59,7 +59,7 @@ UNDECIDED_SHARE = 0.1
 class Row:
     """One layer: what it fired and what gradient reached it. ``None`` where a number does not exist.
 
-    ``rate`` is in spikes per neuron and step, ``hz`` in spikes per neuron and second (their ``dt``
+    ``rate`` is in spikes per neuron and step, ``hz`` in spikes per neuron and second (by ``step_ms``, else their ``dt``
     taken as milliseconds), ``silent`` and ``saturated`` are shares of the neurons, ``output_gradient`` and
     ``parameter_gradient`` are L2 norms of the gradient of the loss, ``finite`` says whether outputs and
     parameters are all finite. In a network of first spikes (:func:`diagnose_first_spikes`) ``rate`` is in spikes per neuron
@@ -155,6 +155,7 @@ def diagnose(
     encoder: nn.Module | None = None,
     readout: Callable[[Tensor, Tensor | None], Tensor] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    step_ms: float | None = None,
 ) -> Diagnosis:
     """Run one forward and backward and say what is wrong.
 
@@ -175,11 +176,15 @@ def diagnose(
     Args:
         model: The network; called as ``model(x, lengths=lengths)`` when it is a Layer, else as ``model(x)``.
             Its output is ``(T, B, C)``, alone or first of a tuple, or scores ``(B, C)`` when it has its own
-            read-out.
-        batch: A batch as the data modules give it, with labels: there is no loss without.
+            read-out. A task (:mod:`spiketide.training`) stands for its network, encoder, read-out and loss.
+        batch: A batch as the data modules give it, with labels ``(B,)``, or ``(T, B)`` for labels of steps: there is no loss
+            without.
         encoder: Makes the time axis of static data.
-        readout: From ``(T, B, C)`` and lengths to what the loss takes; default :class:`spiketide.readouts.MeanMembrane`.
-        loss: ``loss(scores, y)``; default :class:`spiketide.losses.CrossEntropy`.
+        readout: From ``(T, B, C)`` and lengths to what the loss takes; default :class:`spiketide.readouts.MeanMembrane`, or
+            every step by itself where the labels are of steps.
+        loss: ``loss(scores, y)``; default :class:`spiketide.losses.CrossEntropy`, over the labelled steps where the labels
+            are of steps.
+        step_ms: Milliseconds of a step of the data, for the rates in Hz; default the neurons' ``dt``.
 
     Raises:
         ShapeError: no batch; the input has no time axis and there is no encoder, or the output is neither of the
@@ -187,6 +192,12 @@ def diagnose(
         DataError: the batch is empty.
     """
     _check_batch("diagnose", batch)
+    if all(hasattr(model, part) for part in ("network", "encoder", "scores", "criterion")):
+        task: Any = model
+        if isinstance(task.network, Network):
+            return diagnose_first_spikes(task.network, batch, encoder=encoder or task.encoder, loss=task.loss)
+        model, encoder = task.network, encoder or task.encoder
+        readout, loss = readout or task.scores, loss or task.criterion
     messages = _about_input(batch.x)
     if not bool(batch.x.isfinite().all()):
         return Diagnosis(messages=messages)  # every number after this would be NaN
@@ -226,8 +237,13 @@ def diagnose(
                         f"{tuple(y.shape)}: flatten feature maps before the last layer."
                     )
                 ends = model.lengths_after(batch.lengths) if isinstance(model, Layer) else batch.lengths
-                scores = (readout or MeanMembrane())(y, ends) if y.dim() == 3 else y
-                value = (loss or CrossEntropy())(scores, batch.y)
+                by_step = y.dim() == 3 and batch.y.dim() == 2
+                scores = (
+                    (readout or _every_step if by_step else readout or MeanMembrane())(y, ends)
+                    if y.dim() == 3
+                    else y
+                )
+                value = (loss or (_loss_of_steps if by_step else CrossEntropy()))(scores, batch.y)
                 passed = [x for tensors in (*heard.values(), *given.values()) for x in tensors]
                 gradients = _gradients(value, [*records.values(), *passed, *model.parameters()])
     finally:
@@ -237,7 +253,7 @@ def diagnose(
             for buffer, before in buffers:
                 buffer.copy_(before)
 
-    rows = _rows(model, records, gradients, given, batch.lengths)
+    rows = _rows(model, records, gradients, given, batch.lengths, (x.shape[0], step_ms))
     # NaN makes every other number meaningless, so nothing else is said about it.
     broken = _not_finite_parameters(model)
     if value is None:
@@ -308,6 +324,21 @@ def diagnose_first_spikes(
         *([] if isinstance(network, OnlineNetwork) else _about_training(network, gradients, comparison="")),
     ]
     return Diagnosis(rows, messages, value.item())
+
+
+def _every_step(y: Tensor, lengths: Tensor | None) -> Tensor:
+    return y
+
+
+def _loss_of_steps(scores: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy over the labelled steps of ``scores (T, B, C)``, ``y (T, B)``."""
+    if y.shape != scores.shape[:2] or y.dtype != torch.int64:
+        raise ShapeError(
+            f"diagnose expected labels (B,), or (T, B) int64 for labels of steps, {tuple(scores.shape[:2])}, got "
+            f"{tuple(y.shape)} {y.dtype}."
+        )
+    labelled = y != UNLABELLED
+    return CrossEntropy()(scores[labelled], y[labelled])
 
 
 def _check_batch(word: str, batch: Batch) -> None:
@@ -432,7 +463,12 @@ def _norm(gradients: Gradients, tensors: list[Tensor]) -> float | None:
 
 
 def _rows(
-    model: nn.Module, records: Records, gradients: Gradients, given: Passed, lengths: Tensor | None
+    model: nn.Module,
+    records: Records,
+    gradients: Gradients,
+    given: Passed,
+    lengths: Tensor | None,
+    clock: tuple[int, float | None],
 ) -> list[Row]:
     """A row for every recorded output and every other module that owns parameters, in the model's order."""
     fired = activity(records, lengths)
@@ -451,6 +487,12 @@ def _rows(
         for key in recorded:
             seen, y = fired.get(key), records[key]
             dt = module.dt if isinstance(module, Neuron) else None
+            steps, step_ms = clock
+            if (
+                dt is not None and step_ms is not None
+            ):  # a layer behind a stride has longer steps, one of substeps shorter ones
+                turns = max(1, len(y))
+                dt = step_ms * (round(steps / turns) if turns <= steps else 1 / round(turns / steps))
             # the record of a layer that ran in chunks is put together from theirs and is no part of the graph
             whole = gradients.get(id(y)) is not None
             rows.append(

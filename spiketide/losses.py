@@ -65,8 +65,13 @@ class CrossEntropy(nn.Module):
                 "put a read-out between the last layer and the loss."
             )
         if y.shape != scores.shape[:1] or y.dtype != torch.int64:
+            hint = (
+                " Labels of every step are trained with Labelling."
+                if y.dim() == 2 and y.shape[1:] == scores.shape[:1]
+                else ""
+            )
             raise ShapeError(
-                f"CrossEntropy expected labels ({scores.shape[0]},) of int64, got {tuple(y.shape)} {y.dtype}."
+                f"CrossEntropy expected labels ({scores.shape[0]},) of int64, got {tuple(y.shape)} {y.dtype}.{hint}"
             )
         if y.numel() and not (int(y.min()) >= 0 and int(y.max()) < scores.shape[1]):
             raise DataError(

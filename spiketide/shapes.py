@@ -129,7 +129,9 @@ def check_lengths(name: str, x: Tensor, lengths: Tensor) -> None:
         )
     counts = not (lengths.is_floating_point() or lengths.dtype == torch.bool)
     if lengths.dim() != 1 or lengths.shape[0] != x.shape[1] or not counts:
-        if counts:
+        if lengths.shape == x.shape[:2]:
+            remedy = "For a mask (T, B) of the valid steps, which come first, pass mask.sum(0)."
+        elif counts:
             remedy = "If x is batch-first, transpose it: x.transpose(0, 1)."
         else:
             remedy = "Convert them with lengths.long()."

@@ -238,7 +238,9 @@ def test_recurrent_refusals() -> None:
         match=r"Recurrent expected a neuron first, got Dense: Recurrent\(LIF\(n\), Dense\(n, n\)\)",
     ):
         Recurrent(Dense(5, 5), LIF(5))  # type: ignore[arg-type]
-    with pytest.raises(ParameterError, match="Recurrent expected a synapse second, got Linear"):
+    with pytest.raises(
+        ParameterError, match=r"Recurrent expected a synapse second, such as Dense\(\d+, \d+\), got Linear"
+    ):
         Recurrent(LIF(5), nn.Linear(5, 5))  # type: ignore[arg-type]
     with pytest.raises(
         ParameterError, match=r"Recurrent expected Dense\(5, 5\) for \(5,\) neurons, got Dense\(5, 6\)"

@@ -104,6 +104,37 @@ def test_hertz_from_dt() -> None:
     assert row.rate and row.hz == pytest.approx(100 * row.rate)
 
 
+def test_hertz_by_the_steps_of_the_data() -> None:
+    data, model = batch(), network()
+    with torch.no_grad():
+        dense(model, 0).weight.mul_(2.0)
+    row = diagnose(model, data, step_ms=4.0).rows[1]
+    assert row.rate and row.hz == pytest.approx(250 * row.rate)
+
+
+def test_a_task_stands_for_its_parts() -> None:
+    from spiketide.training import Classification, Labelling, SingleSpike
+
+    data, model = batch(), network()
+    task = Classification(model, LastMembrane())
+    whole = diagnose(task, data)
+    parts = diagnose(model, data, readout=task.scores, loss=task.criterion)
+    assert whole.rows == parts.rows and whole.loss == parts.loss != diagnose(model, data).loss
+    labels = torch.randint(0, 5, data.x.shape[:2], generator=torch.Generator().manual_seed(1))
+    labels[::3] = -1
+    steps = Batch(data.x, labels, data.lengths)
+    by_step = diagnose(Labelling(model), steps)
+    assert by_step.loss is not None and by_step.loss == pytest.approx(diagnose(model, steps).loss)
+    with pytest.raises(ShapeError, match=r"labels of steps, \(30, 16\), got \(29, 16\)"):
+        diagnose(model, Batch(data.x, labels[1:], data.lengths))
+    first = SingleSpike([TimingLinear(4, 8), TimingLinear(8, 2)])
+    images = Batch(torch.tensor([[1.0, 0.9, 0.5, 0.1]]), torch.tensor([0]))
+    found = diagnose(first, images)
+    assert (
+        found.rows and found.rows == diagnose_first_spikes(first.network, images, encoder=first.encoder).rows
+    )
+
+
 def test_dead() -> None:
     message = said(network(threshold=1e6), batch(), "layer 1 (LIF)")
     assert message.startswith("layer 1 (LIF): 100 % of the neurons never fire on this batch: raise the gain")

@@ -146,6 +146,10 @@ def test_check_lengths() -> None:
         (torch.tensor(5), r"got \(\)"),
         (torch.tensor([5.0, 5.0]), "torch.float32"),
         (torch.tensor([True, True]), "torch.bool"),
+        (
+            torch.ones(5, 2, dtype=torch.bool),
+            r"mask \(T, B\) of the valid steps, which come first, pass mask\.sum\(0\)",
+        ),
         (torch.tensor([5, 5, 5, 5, 5]), r"If x is batch-first, transpose it: x\.transpose\(0, 1\)"),
         (torch.tensor([0, 6]), "from 0 to T = 5, got 0 to 6: are they of another batch"),
         (torch.tensor([-1, 5]), "from 0 to T = 5, got -1 to 5"),

@@ -160,6 +160,8 @@ class Constant(nn.Module):
             inside &= (wide < high).all()
         if not inside:
             limits = [f"{sign} {bound:g}" for sign, bound in ((">", low), ("<", high)) if bound is not None]
+            if low is not None and -1e-9 < low < 0:  # zero itself is allowed
+                limits[0] = ">= 0"
             wanted = " ".join(["finite values", " and ".join(limits)]).strip()
             raise ParameterError(f"{name} expected {wanted}, got {_brief(start)}.")
         if learn:
@@ -193,7 +195,7 @@ class Constant(nn.Module):
         if not self.learnable or self.low is None:
             return raw
         # held at the end of its range with the gradient of the end, so that training can bring it back
-        raw = raw + (raw.clamp(*self.raw_range) - raw).detach()
+        raw = raw.detach().clamp(*self.raw_range) + (raw - raw.detach())
         if self.high is None:
             return self.low + torch.exp(raw)
         return self.low + (self.high - self.low) * torch.sigmoid(raw)

@@ -66,7 +66,8 @@ class _Steps:
     def __call__(self, *operands: Tensor) -> Any:
         copied = self.written if self.written is not None else [True] * len(operands)
         given = [o.clone() if c else o for o, c in zip(operands, copied, strict=True)]
-        before = [g._version for g in given] if self.written is None else []
+        # tensors of inference mode do not say whether they were written: those are copied at every step
+        before = [None if g.is_inference() else g._version for g in given] if self.written is None else []
         try:
             if self.dynamics.step_vjp is None:
                 out = self.dynamics.step(*given)
@@ -80,7 +81,7 @@ class _Steps:
                 "torch.where(condition, a, b)."
             ) from error
         if self.written is None:
-            self.written = [g._version != b for g, b in zip(given, before, strict=True)]
+            self.written = [b is None or g._version != b for g, b in zip(given, before, strict=True)]
         return out
 
 

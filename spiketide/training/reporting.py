@@ -368,7 +368,7 @@ def _diagnose(built: Built) -> Diagnosis:
     batch = next(iter(data.train_dataloader()))
     if isinstance(model, SingleSpike):
         return _diagnose_first_spikes(model, batch, data.train_dataloader())
-    return diagnose(model.network, batch, encoder=model.encoder, readout=model.scores, loss=model.criterion)
+    return diagnose(model, batch, step_ms=getattr(data, "dt", None))
 
 
 def _diagnose_first_spikes(model: SingleSpike, batch: Batch, batches: Any) -> Diagnosis:

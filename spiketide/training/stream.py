@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -314,8 +314,8 @@ def segments(labelled: Iterable[Labelled]) -> Iterator[tuple[int, int, int]]:
 
 
 @contextmanager
-def opened(name: str) -> Iterator[TextIO]:
-    """A text file, or standard input for ``-``.
+def opened(name: str) -> Iterator[Iterable[str]]:
+    """The lines of a text file, or of standard input for ``-``.
 
     Raises:
         DataError: the file cannot be read.
@@ -323,15 +323,26 @@ def opened(name: str) -> Iterator[TextIO]:
     if name == "-":
         yield sys.stdin
         return
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(Path(name).open(encoding="utf-8"))
+        except FileNotFoundError as problem:
+            raise DataError(f"there is no file {name}; - means standard input.") from problem
+        except OSError as problem:
+            raise _not_text(name, problem) from problem
+        yield _lines(name, file)
+
+
+def _lines(name: str, file: TextIO) -> Iterator[str]:
+    """Errors of reading are the file's; those of whoever writes the results are not."""
     try:
-        with Path(name).open(encoding="utf-8") as file:
-            yield file
-    except FileNotFoundError as problem:
-        raise DataError(f"there is no file {name}; - means standard input.") from problem
+        yield from file
     except (OSError, UnicodeDecodeError) as problem:
-        raise DataError(
-            f"{name} cannot be read as text: {problem}. Give rows of numbers, one a step."
-        ) from problem
+        raise _not_text(name, problem) from problem
+
+
+def _not_text(name: str, problem: Exception) -> DataError:
+    return DataError(f"{name} cannot be read as text: {problem}. Give rows of numbers, one a step.")
 
 
 def stream_lines(

@@ -625,3 +625,19 @@ def test_a_parameter_as_a_constant_is_not_silently_fixed() -> None:
     learnt = StepNeuron(2, step, states=("v",), constants={"decay": mine}, learn=("decay",))
     assert [p.shape for p in learnt.parameters()] == [(2,)]
     assert not list(StepNeuron(2, step, states=("v",), constants={"decay": mine.detach()}).parameters())
+
+
+@pytest.mark.parametrize("raw", [1e4, 1e6, 2.7e8, 3e8, 1e30, -1e9])
+def test_a_constant_far_outside_is_held_at_its_bound(raw: float) -> None:
+    for bound in ({"low": 0.0}, {"low": 0.0, "high": 1.0}):
+        constant = Constant("a", 0.5, (2,), learn=True, **bound)
+        with torch.no_grad():
+            constant.raw.fill_(math.copysign(100.0, raw))
+        want = constant().detach().clone()
+        with torch.no_grad():
+            constant.raw.fill_(raw)
+        value = constant()
+        held = value.detach()
+        assert torch.equal(held, want) and float(held.min()) > 0 and bool(held.isfinite().all())
+        value.sum().backward()
+        assert bool((constant.raw.grad > 0).all()), "the gradient of the end, which brings it back"

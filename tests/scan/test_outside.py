@@ -231,3 +231,20 @@ def test_a_python_if_in_a_step_says_what_to_write() -> None:
         neuron = StepNeuron(2, branching, states=("v",), constants={})
         with pytest.raises(EngineError, match=r"cannot branch on values.*torch\.where"):
             neuron(torch.rand(3, 1, 2))
+
+
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
+def test_it_runs_in_inference_mode(engine: str) -> None:
+    # as in Lightning's validate and test; tensors then do not say whether they were written
+    x, v0 = torch.rand(6, 2, 3), torch.rand(2, 3)
+    for step in (in_place, lambda x, v, decay: in_place(x, v.clone(), decay)):
+        dynamics = Dynamics(("v",), ("decay",), step)
+        want, _ = scan(dynamics, x, (v0,), (0.5,), ATan(2.0), engine=engine)
+        before = x.clone(), v0.clone()
+        with torch.inference_mode():
+            y, _ = scan(dynamics, x, (v0,), (0.5,), ATan(2.0), engine=engine)
+            assert torch.equal(y, want) and y.sum() > 0
+            made = torch.zeros(2, 3)  # a tensor of inference mode as the state
+            scan(dynamics, x, (made,), (0.5,), ATan(2.0), engine=engine)
+            assert not bool(made.any())
+        assert torch.equal(x, before[0]) and torch.equal(v0, before[1])

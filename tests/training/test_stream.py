@@ -254,6 +254,32 @@ def test_the_command_labels_a_file_and_a_pipe(
     assert [name for _, steps, name in runs for _ in range(int(steps))] == expected
 
 
+class Closed(io.StringIO):
+    """Standard output whose reader has gone after two lines, as ``head -2`` does."""
+
+    def write(self, text: str) -> int:
+        if self.getvalue().count("\n") >= 2:
+            raise BrokenPipeError(32, "Broken pipe")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--segments"]])
+def test_a_reader_that_goes_away_ends_it_without_a_word(
+    run: RunFolder,
+    options: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, out = tmp_path / "events.txt", Closed()
+    path.write_text(
+        "\n".join(" ".join(map(str, row)) for row in open_stream(run)[1].read("test").x[0].tolist())
+    )
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["stream", str(run.path), str(path), *options]) == 0
+    assert out.getvalue().count("\n") == 2 and not capsys.readouterr().err
+
+
 def test_a_run_of_float64_streams_in_float64(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     settings = recipe(tmp_path).settings
