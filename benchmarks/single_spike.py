@@ -137,7 +137,7 @@ class Entry:
             net, self.encoder, self.loss = timing_net(kind, form)
             calibrate(net, self.encoder(x[:128]), moments(kind, form))
             self.net, rate = net, 0.02
-        self.optimizer = torch.optim.Adam(self.net.parameters(), rate)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), rate, fused=True)  # as the library trains
 
     def train(self) -> None:
         """Forward, loss, backward, Adam."""

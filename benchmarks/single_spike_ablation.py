@@ -134,7 +134,7 @@ def exact(content: Content) -> None:
 
 ROWS: dict[str, list[Callable[[Content], None]]] = {
     "free slope, pure rule (chord)": [free(0.25)],
-    "free slope, no normalisation": [free(0.25), rule(normalise=False)],
+    "free slope, displacements normalised": [free(0.25), rule(normalise=True)],
     "free slope, exact chain rule": [free(0.25), spike_prop],
     "fixed slope, pure rule": [],
     "  displacements normalised": [rule(normalise=True)],

@@ -44,6 +44,7 @@ import torch
 _log = logging.getLogger(__name__)
 _serial = False
 _layer_known = False
+_told = False
 
 
 def serial_only() -> bool:
@@ -95,6 +96,31 @@ def _choose_layer() -> None:
     _layer_known = True
 
 
+def _tell_of_compiling() -> None:
+    """Say once, before the first kernel that no cache holds, why nothing seems to happen."""
+    global _told
+    if _told:
+        return
+    _told = True
+    from numba.core import event
+
+    class Told(event.Listener):
+        done = False
+
+        def on_start(self, started: Any) -> None:
+            function = started.data["dispatcher"].py_func
+            if not self.done and str(function.__module__).startswith("spiketide"):
+                self.done = True
+                _log.info(
+                    "compiling kernels: some seconds for each kind of layer and number, kept for later runs"
+                )
+
+        def on_end(self, ended: Any) -> None:
+            pass
+
+    event.register("numba:compile", Told())
+
+
 class Kernel:
     """A function of arrays and numbers that Numba compiles when it is first called; see the module's text.
 
@@ -117,6 +143,7 @@ class Kernel:
         if parallel not in self._compiled:
             import numba
 
+            _tell_of_compiling()
             function = self.function
             if not parallel:
                 function = types.FunctionType(

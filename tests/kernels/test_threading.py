@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import textwrap
 
 import numba
 import numpy as np
@@ -107,3 +108,26 @@ def test_a_poor_threading_layer_is_reported(monkeypatch, caplog):
         scale(np.ones(2), 1.0)
     assert [r.name for r in caplog.records] == ["spiketide.kernels.threading"]
     assert "OpenMP is missing" in caplog.text
+
+
+def test_it_is_said_once_that_kernels_are_compiled(tmp_path):
+    code = """
+        import logging, sys
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+        import torch
+        from spiketide import LIF
+        for n in (LIF(3), LIF(4, reset="hard")):
+            n(torch.rand(5, 2, n.shape[0]).requires_grad_())[0].sum().backward()
+    """
+    said = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "numba"), "XDG_CACHE_HOME": str(tmp_path)},
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.count("compiling kernels"))
+    assert said == [1, 0], "once, and not where the cache has them"
