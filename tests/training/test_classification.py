@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spiketide.data import ArrayData
 from spiketide.encoders import Direct
 from spiketide.errors import NonFiniteError, ParameterError, ShapeError
 from spiketide.losses import SpikeRate
@@ -164,3 +168,33 @@ def test_spike_counts_read_out_too(batch: Batch) -> None:
     counts: Tensor = output.spikes["1"].sum(0)
     torch.testing.assert_close(output.scores, counts)
     assert counts.sum() > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # of Lightning
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*GPU available but not used.*")
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("64-true", True), ("bf16-mixed", None)])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_updates_are_fused_where_gradients_may_be_clipped(
+    optimizer: Any, precision: Any, fused: bool | None, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = make(clip="norm", clip_at=0.1, optimizer=optimizer, lr=0.01)
+    before = [p.detach().clone() for p in model.parameters()]
+    trainer = L.Trainer(
+        max_steps=2,
+        precision=precision,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        default_root_dir=tmp_path,
+    )
+    random = np.random.default_rng(0)
+    x, y = random.random((60, 9, 4), dtype=np.float32), random.integers(0, 3, 60)
+    trainer.fit(model, ArrayData(x, y, temporal=True, batch_size=16, num_workers=0))
+    assert {group["fused"] for group in trainer.optimizers[0].param_groups} == {fused}
+    assert any(not torch.equal(a, p) for a, p in zip(before, model.parameters(), strict=True))
