@@ -203,3 +203,12 @@ def assert_parity(got: Outcome, want: Outcome, *, rtol: float, bits: bool = True
     assert got.grads.keys() == want.grads.keys()
     for name, grad in want.grads.items():
         assert_near(got.grads[name], grad, rtol, f"gradient of {name}")
+
+
+def quiet_trainer(**options: Any) -> Any:
+    """A ``lightning.Trainer`` on the CPU that trains and does nothing else: no bar, logs, checkpoints, nor validation unless asked."""
+    import lightning as L
+
+    silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    less = {"accelerator": "cpu", "num_sanity_val_steps": 0, "limit_val_batches": 0}
+    return L.Trainer(**dict.fromkeys(silent, False), **{**less, **options})

@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from helpers import quiet_trainer
 from jsonargparse import ArgumentError, ArgumentParser
 from torch.utils.data import DistributedSampler
 
@@ -269,14 +270,8 @@ class Recorder(L.LightningModule):
 
 
 def trainer(folder, epochs: int) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    return quiet_trainer(
+        default_root_dir=folder, max_epochs=epochs, num_sanity_val_steps=None, limit_val_batches=None
     )
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
+from helpers import quiet_trainer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -181,18 +181,7 @@ def test_updates_are_fused_where_gradients_may_be_clipped(
     torch.manual_seed(0)
     model = make(clip="norm", clip_at=0.1, optimizer=optimizer, lr=0.01)
     before = [p.detach().clone() for p in model.parameters()]
-    trainer = L.Trainer(
-        max_steps=2,
-        precision=precision,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        default_root_dir=tmp_path,
-    )
+    trainer = quiet_trainer(max_steps=2, precision=precision, default_root_dir=tmp_path)
     random = np.random.default_rng(0)
     x, y = random.random((60, 9, 4), dtype=np.float32), random.integers(0, 3, 60)
     trainer.fit(model, ArrayData(x, y, temporal=True, batch_size=16, num_workers=0))

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from helpers import quiet_trainer
 from torch.nn import functional
 
 from spiketide.compose import Bidirectional, Recurrent
@@ -185,17 +186,7 @@ def data_of(n: int = 24) -> ArrayData:
 
 
 def fit(model: Any, data: Any, epochs: int = 1, **options: Any) -> L.Trainer:
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        **options,
-    )
+    trainer = quiet_trainer(max_epochs=epochs, **options)
     with surroundings():
         trainer.fit(model, datamodule=data)
     return trainer
