@@ -6,10 +6,11 @@ what stands in it. This file reads YAML only; building the objects is :mod:`spik
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecipeError, unknown
+from ..errors import RecipeError
 
 __all__ = ["find", "names", "read"]
 
@@ -40,8 +41,12 @@ def find(recipe: str | Path) -> tuple[str, Path]:
     if path.is_file():
         return path.stem, path
     if path.suffix in (".yaml", ".yml"):
-        raise RecipeError(f"there is no recipe file {text!r}. Packaged recipes: {', '.join(names())}.")
-    raise RecipeError(unknown("recipe", text, names()) + ", or give the path of a YAML file.")
+        raise RecipeError(f"there is no recipe file {text!r}; spiketide list names the packaged recipes.")
+    near = difflib.get_close_matches(text, names(), n=3, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    if near[1:]:
+        hint += f" Or {' or '.join(map(repr, near[1:]))}?"
+    raise RecipeError(f"unknown recipe {text!r}{hint} See spiketide list, or give the path of a YAML file.")
 
 
 def read(path: Path) -> dict[str, Any]:
