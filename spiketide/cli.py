@@ -37,9 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain("\nspiketide: stopped; give the same command again")
         return STOPPED
     except BrokenPipeError:  # whoever read our output has closed it, as head does: no more is wanted
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # what is left in the buffer goes nowhere, and nothing complains
+        # what is left in the buffer goes nowhere, and nothing complains
+        with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -83,7 +82,7 @@ def _main(argv: Sequence[str] | None) -> int:
             folder = getattr(stopped, "folder", None)
             _say(to_json({"verb": options.verb, "stopped": True, "run": folder and str(folder.path)}))
         return STOPPED
-    except BrokenPipeError:
+    except BrokenPipeError:  # no mistake, and no one to tell: main ends it
         raise
     except Exception as error:
         # A mistake of ours or of a class of the user's: the traceback is wanted, and the line that a program waits for too.

@@ -238,11 +238,8 @@ def diagnose(
                     )
                 ends = model.lengths_after(batch.lengths) if isinstance(model, Layer) else batch.lengths
                 by_step = y.dim() == 3 and batch.y.dim() == 2
-                scores = (
-                    (readout or _every_step if by_step else readout or MeanMembrane())(y, ends)
-                    if y.dim() == 3
-                    else y
-                )
+                read = readout or (_every_step if by_step else MeanMembrane())
+                scores = read(y, ends) if y.dim() == 3 else y
                 value = (loss or (_loss_of_steps if by_step else CrossEntropy()))(scores, batch.y)
                 passed = [x for tensors in (*heard.values(), *given.values()) for x in tensors]
                 gradients = _gradients(value, [*records.values(), *passed, *model.parameters()])
@@ -462,6 +459,14 @@ def _norm(gradients: Gradients, tensors: list[Tensor]) -> float | None:
     return math.sqrt(sum(g.detach().double().square().sum().item() for g in known if g is not None))
 
 
+def _step_of(neuron: Neuron, own: int, steps: int, step_ms: float | None) -> float:
+    """Milliseconds of a step of a neuron that took ``own`` of them while the input took ``steps`` of ``step_ms``."""
+    if step_ms is None:
+        return neuron.dt
+    # behind a stride steps are longer, those of substeps shorter
+    return step_ms * round(steps / max(1, own)) if own <= steps else step_ms / round(own / steps)
+
+
 def _rows(
     model: nn.Module,
     records: Records,
@@ -486,13 +491,7 @@ def _rows(
         fine = all(bool(p.isfinite().all()) for p in own)
         for key in recorded:
             seen, y = fired.get(key), records[key]
-            dt = module.dt if isinstance(module, Neuron) else None
-            steps, step_ms = clock
-            if (
-                dt is not None and step_ms is not None
-            ):  # a layer behind a stride has longer steps, one of substeps shorter ones
-                turns = max(1, len(y))
-                dt = step_ms * (round(steps / turns) if turns <= steps else 1 / round(turns / steps))
+            dt = _step_of(module, len(y), *clock) if isinstance(module, Neuron) else None
             # the record of a layer that ran in chunks is put together from theirs and is no part of the graph
             whole = gradients.get(id(y)) is not None
             rows.append(

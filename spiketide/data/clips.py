@@ -129,25 +129,19 @@ def in_order(
             )
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    from threadpoolctl import threadpool_limits
-
     for clips_left in blocks[done:]:
-        with threadpool_limits(
-            1
-        ):  # as in the processes: matrix products round differently on several threads
-            found = _block(front, clips_left, place)
-        yield found
+        yield _block(front, clips_left, place)
 
 
 def _worker() -> None:
-    """Ctrl-C is the parent's: it stops the workers. One thread each: there is a process for every core."""
-    from threadpoolctl import threadpool_limits
-
+    """Ctrl-C is the parent's: it stops the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threadpool_limits(1)
 
 
 def _block(front: FrontEnd, clips: Iterable[Clip], place: str) -> NDArray[np.float32]:
+    """On one thread: there is a process for every core, and matrix products round differently on several threads."""
+    from threadpoolctl import threadpool_limits
+
     noise: dict[
         Path, NDArray[np.float32]
     ] = {}  # a recording of a minute is read once, not for each of its pieces
@@ -159,4 +153,5 @@ def _block(front: FrontEnd, clips: Iterable[Clip], place: str) -> NDArray[np.flo
             if clip.path not in noise:
                 noise[clip.path] = read_wave(clip.path)
             waves.append(noise[clip.path][clip.begin : clip.begin + RATE])
-    return np.stack([front(wave) for wave in waves])
+    with threadpool_limits(1):
+        return np.stack([front(wave) for wave in waves])

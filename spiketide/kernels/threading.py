@@ -32,6 +32,7 @@ another file does: keep a kernel and its helpers in one file.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -44,7 +45,6 @@ import torch
 _log = logging.getLogger(__name__)
 _serial = False
 _layer_known = False
-_told = False
 
 
 def serial_only() -> bool:
@@ -96,12 +96,9 @@ def _choose_layer() -> None:
     _layer_known = True
 
 
+@functools.cache
 def _tell_of_compiling() -> None:
     """Say once, before the first kernel that no cache holds, why nothing seems to happen."""
-    global _told
-    if _told:
-        return
-    _told = True
     from numba.core import event
 
     class Told(event.Listener):
