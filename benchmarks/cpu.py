@@ -80,16 +80,34 @@ class TorchLoop(nn.Module):
 
 
 class Ours(nn.Module):
-    """Dense and LIF."""
+    """Dense and LIF, in the sequence in which they run as one loop."""
 
     def __init__(self, linear: nn.Linear, engine: str | None = None) -> None:
         super().__init__()
         self.dense = st.Dense(linear.in_features, linear.out_features, bias=linear.bias is not None)
         self.dense.load_state_dict(linear.state_dict())
         self.lif = our_lif(linear.out_features, engine)
+        self.pair = st.Sequential(self.dense, self.lif)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lif(self.dense(x)[0])[0]
+        return self.pair(x)[0]
+
+
+def apart(pair: Ours, x: Tensor) -> Tensor:
+    """The same layers one after the other."""
+    return pair.lif(pair.dense(x)[0])[0]
+
+
+def gate_pair(pair: Ours, x: Tensor) -> None:
+    """The loop that is both layers gives their outputs and gradients."""
+    begin = x.clone().requires_grad_()
+    operands = (begin, *pair.parameters())
+    together, separate = pair(begin), apart(pair, begin)
+    seed = torch.randn(together.shape)
+    gate("pair", bool(torch.equal(together, separate)), "spikes of the pair differ")
+    ours = torch.autograd.grad(together, operands, seed)
+    theirs = torch.autograd.grad(separate, operands, seed)
+    gate("pair's gradients", all(map(close, ours, theirs)), "gradients of the pair differ")
 
 
 def peers(linear: nn.Linear) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -179,6 +197,7 @@ def w1(n: int, graded: bool, rounds: int) -> dict[str, Any]:
     # the projections round differently, so a membrane within an ulp of its threshold may tip; the scan itself is bit-exact
     differing = float((spikes != truth).float().mean())
     gate("spikes", differing < 1e-4, f"{differing:.2e} differ")
+    gate_pair(ours, x)
     h = linear(x).detach().requires_grad_()
     a, b = ours.lif(h)[0], reference.lif(h)[0]
     ga, gb = torch.autograd.grad(a.sum(), h)[0], torch.autograd.grad(b.sum(), h)[0]
@@ -266,6 +285,8 @@ def w2(rounds: int) -> dict[str, Any]:
     gate("firing rate", all(0.01 < r < 0.6 for r in rates), str(rates))
     differing = float((first != plain).float().mean())
     gate("spikes", differing < 1e-4, f"{differing:.2e} differ")
+    gate_pair(ours[0], x)
+    gate_pair(ours[1], first)
     times = interleaved({name: step for name, (_, step) in made.items()}, rounds=rounds)
     floor = times["linear only (floor)"]
     return {

@@ -83,8 +83,33 @@ def as_layer(module: nn.Module) -> Layer:
     return module if isinstance(module, Layer) else Framewise(module)
 
 
+def _as_one(synapse: Layer, neuron: Layer, x: Any) -> bool:
+    """Whether a synapse and the neurons behind it can be run as one loop, with nobody listening to what passes between them."""
+    if type(synapse) is not Dense or not isinstance(neuron, Neuron) or not isinstance(x, Tensor):
+        return False
+    everywhere = nn.modules.module
+    listening = [
+        *(synapse._forward_hooks, synapse._forward_pre_hooks, neuron._forward_pre_hooks),
+        *(hooks for m in (synapse, neuron) for hooks in (m._backward_hooks, m._backward_pre_hooks)),
+        *(everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks),
+        *(everywhere._global_backward_hooks, everywhere._global_backward_pre_hooks),
+    ]
+    if any(listening):
+        return False
+    if not all(getattr(hook, OUTPUTS_ONLY, False) for hook in neuron._forward_hooks.values()):
+        return False
+    return neuron.fuses_with(synapse, x)
+
+
+OUTPUTS_ONLY = "outputs_only"
+"""What a forward hook bears as a true attribute when it does not look at the inputs of its module."""
+
+
 class Sequential(Layer):
     """Layers one after the other, within a step: layer ``l + 1`` sees the spikes of layer ``l`` at the same ``t``.
+
+    A :class:`Dense` synapse on the CPU and the neurons right behind it run as one loop where few of its inputs spike: the same
+    spikes, and less memory moved. A hook on the synapse keeps them apart.
 
     Example:
         >>> import torch
@@ -139,14 +164,27 @@ class Sequential(Layer):
             raise ShapeError(
                 f"Sequential expected a tuple of the states of its {len(self)} layers, got {got}; pass None to begin."
             )
-        new = []
-        for number, (layer, begin) in enumerate(zip(self, state, strict=True)):
+        new: list[State] = []
+        layers = list(self)
+        number = 0
+        while number < len(layers):
+            layer, begin = layers[number], state[number]
             try:
-                x, end = layer(x, begin, lengths=lengths)
+                after = layers[number + 1] if number + 1 < len(layers) else None
+                if after is not None and begin in (None, ()) and _as_one(layer, after, x):
+                    synapse = cast(Dense, layer)
+                    synapse.check(x, lengths)
+                    new.append(())
+                    number += 1
+                    x, end = after(x, state[number], lengths=lengths, behind=synapse)
+                    layer = after
+                else:
+                    x, end = layer(x, begin, lengths=lengths)
             except (NonFiniteError, ShapeError) as error:
                 raise type(error)(f"layer {number}: {error}") from error
             lengths = layer.lengths_after(lengths)
             new.append(end)
+            number += 1
         return x, tuple(new)
 
     def lengths_after(self, lengths: Tensor | None) -> Tensor | None:

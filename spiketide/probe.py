@@ -91,6 +91,8 @@ def record(
         if not recomputing():  # the second run of a chunk in the backward adds nothing
             add(module, output[0] if isinstance(output, tuple) else output)
 
+    keep.outputs_only = True  # type: ignore[attr-defined]  # see spiketide.compose
+
     # A recurrence through a synapse with a state runs its neuron step by step: its own output is recorded
     # for the whole sequence instead.
     before: dict[nn.Module, set[str]] = {}

@@ -54,6 +54,14 @@ def tile_product(out: Any, g: Any, w: Any, i: int) -> None:
     out[: tiles.ROWS, i : i + total.shape[1]] = total
 
 
+def packed_product(out: Any, places: Any, i: int, g: Any, w: Any) -> None:
+    """What the vector code of that name computes, a row of ``g`` that is not there being anything at all."""
+    total = np.zeros((tiles.packed_rows(), w.shape[1]), w.dtype)
+    for j in range(w.shape[0]):
+        total[: len(g)] += g[:, j : j + 1] * w[j]
+    out[places, i : i + w.shape[1]] = total
+
+
 def nonzero_bits(array: Any, index: int) -> Any:
     """Bit ``q``: ``array[index + q]`` is not zero."""
     return np.uint64(sum(1 << q for q in range(64) if array[index + q] != 0))
@@ -87,7 +95,12 @@ def interpreted() -> Iterator[None]:
             )  # an instruction of the processor; it changes no value
         if "flush_tiny" in names:  # how the processor takes denormal numbers
             names["flush_tiny"], names["restore_tiny"] = (lambda: 0), (lambda before: None)
-        for name in ("tile_product", "nonzero_bits", "lowest_bit"):  # vector code: what it computes, in NumPy
+        for name in (
+            "tile_product",
+            "packed_product",
+            "nonzero_bits",
+            "lowest_bit",
+        ):  # vector code: what it computes, in NumPy
             if name in names:
                 names[name] = globals()[name]
         plain = types.FunctionType(self.function.__code__, names)

@@ -30,9 +30,9 @@ from .projection import (
     _last,
     _numpy,
     _weight_gradient,
-    _why_not,
     choose,
     list_events,
+    why_not,
 )
 
 SAMPLE = 4096
@@ -259,14 +259,14 @@ def convolve(
     """
     if engine is not None and engine not in ENGINES:
         raise EngineError(unknown("engine of a convolution", engine, ENGINES))
-    why_not = "it has groups" if groups != 1 else None if engine == "dense" else _why_not(x, weight, bias)
+    reason = "it has groups" if groups != 1 else None if engine == "dense" else why_not(x, weight, bias)
     if torch.compiler.is_compiling():
-        why_not = "torch.compile traces it"
-    if engine == "event" and why_not:
+        reason = "torch.compile traces it"
+    if engine == "event" and reason:
         raise EngineError(
-            f"the event-driven convolution cannot run here: {why_not}. Leave engine=None to choose."
+            f"the event-driven convolution cannot run here: {reason}. Leave engine=None to choose."
         )
-    if engine != "dense" and not why_not:
+    if engine != "dense" and not reason:
         flat = x.detach().reshape(-1, x.shape[-1])
         gradient = torch.is_grad_enabled() and weight.requires_grad
         taps = weight[0, 0].numel()

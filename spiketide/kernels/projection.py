@@ -187,11 +187,11 @@ def weight_gradient(x: Tensor, gy: Tensor, *, engine: str | None = None) -> Tens
 def _outer(x: Tensor, gy: Tensor) -> Tensor:
     """``gy.T @ x``, stored input by input; the narrow matrix first, as the products run faster so (20 of 256: 1.7 times)."""
     if gy.shape[1] < x.shape[1]:
-        return _product(gy.t(), x).t().contiguous().t()
-    return _product(x.t(), gy).t()
+        return product(gy.t(), x).t().contiguous().t()
+    return product(x.t(), gy).t()
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` into pooled memory: the page faults of a fresh result can cost as much as the product."""
     return torch.mm(a, b, out=empty((a.shape[0], b.shape[1]), a.dtype))
 
@@ -203,7 +203,7 @@ class _Dense(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         if bias is None:
-            return _product(x, weight.t())
+            return product(x, weight.t())
         return torch.addmm(bias, x, weight.t(), out=empty((x.shape[0], weight.shape[0]), x.dtype))
 
     @staticmethod
@@ -211,9 +211,15 @@ class _Dense(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        gx = _product(gy, weight) if needs_x else None
+        gx = product(gy, weight) if needs_x else None
         gw = _outer(x, gy) if needs_weight else None
         return gx, gw, gy.sum(0) if needs_bias else None
+
+
+def project_dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight.T + bias`` of contiguous ``x (rows, n_in)`` by matrix products, the results in pooled memory."""
+    y: Tensor = _Dense.apply(x, weight, bias)
+    return y
 
 
 class _Project(torch.autograd.Function):
@@ -230,7 +236,7 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         starts, columns, values, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        gx = _product(gy, weight) if needs_x else None
+        gx = product(gy, weight) if needs_x else None
         if not needs_weight:
             return gx, None, gy.sum(0) if needs_bias else None, None
         return gx, *_weight_gradient(Events(starts, columns, values), gy, ctx.n_in, needs_bias), None
@@ -280,7 +286,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-    gx = _product(gy, weight) if needs_x else None
+    gx = product(gy, weight) if needs_x else None
     gw = torch.ops.spiketide.project_weight_gradient(x, gy, ctx.engine) if needs_weight else None
     return gx, gw, gy.sum(0) if needs_bias else None, None
 
@@ -303,7 +309,7 @@ def last_engine() -> str | None:
     return _last.engine
 
 
-def _why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+def why_not(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """What keeps the event way from taking these tensors, if anything."""
     if torch.is_autocast_enabled("cpu"):
         return "automatic mixed precision is on"
@@ -359,12 +365,12 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, engine: st
     """
     if engine is not None and engine not in ENGINES:
         raise EngineError(unknown("projection engine", engine, ENGINES))
-    why_not = None if engine == "dense" else _why_not(x, weight, bias)
-    if engine == "event" and why_not:
+    reason = None if engine == "dense" else why_not(x, weight, bias)
+    if engine == "event" and reason:
         raise EngineError(
-            f"the event-driven projection cannot run here: {why_not}. Leave engine=None to choose."
+            f"the event-driven projection cannot run here: {reason}. Leave engine=None to choose."
         )
-    if engine == "dense" or why_not:
+    if engine == "dense" or reason:
         _last.engine = "dense"
         return functional.linear(x, weight, bias)
     flat = x.reshape(-1, x.shape[-1])
@@ -375,7 +381,6 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, engine: st
     gradient = torch.is_grad_enabled() and weight.requires_grad
     events = list_events(flat.detach(), weight.shape[0], gradient=gradient, engine=engine)
     if events is None:
-        dense: Tensor = _Dense.apply(flat, weight, bias)
-        return dense.view(shape)
+        return project_dense(flat, weight, bias).view(shape)
     y: Tensor = _Project.apply(flat, weight, bias, events)
     return y.view(shape)

@@ -295,7 +295,7 @@ def sort_events(
 
 
 @njit(nogil=True, cache=True)
-def _add_events(out: Array, matrix: Array, index: Array, values: Array, first: int, last: int) -> None:
+def add_events(out: Array, matrix: Array, index: Array, values: Array, first: int, last: int) -> None:
     """``out += sum over e of values[e] * matrix[index[e]]``; a multiple of 16 columns, no values: ones."""
     n = np.uintp(0)
     width = np.uintp(out.shape[0])
@@ -317,7 +317,7 @@ def _add_events(out: Array, matrix: Array, index: Array, values: Array, first: i
 
 
 @njit(nogil=True, cache=True)
-def _pack(matrix: Array, first: int, last: int, begin: int, width: int, tile: Array) -> None:
+def pack(matrix: Array, first: int, last: int, begin: int, width: int, tile: Array) -> None:
     """Copy ``matrix[first:last, begin:begin+width]`` together, with zeros in the columns of the tile beyond."""
     for r in range(first, last):
         source, target = matrix[r][begin : begin + width], tile[r - first]
@@ -328,7 +328,7 @@ def _pack(matrix: Array, first: int, last: int, begin: int, width: int, tile: Ar
 
 
 @njit(nogil=True, cache=True)
-def _padded(width: int) -> int:
+def padded(width: int) -> int:
     """The next multiple of 16 columns."""
     return (width + NARROW - 1) // NARROW * NARROW
 
@@ -349,8 +349,8 @@ def _project_tile(
     """Rows ``first`` to ``last`` of ``width`` columns of ``y``."""
     tile = w
     if width < w.shape[1] or width % NARROW:
-        tile = np.empty((w.shape[0], _padded(width)), w.dtype)
-        _pack(w, 0, w.shape[0], begin, width, tile)
+        tile = np.empty((w.shape[0], padded(width)), w.dtype)
+        pack(w, 0, w.shape[0], begin, width, tile)
     offset = np.zeros(tile.shape[1], w.dtype)
     if bias.shape[0] > 0:
         for n in range(width):
@@ -362,7 +362,7 @@ def _project_tile(
             prefetch_write(out, n)
         for n in range(total.shape[0]):
             total[n] = offset[n]
-        _add_events(total, tile, columns, values, starts[r], starts[r + 1])
+        add_events(total, tile, columns, values, starts[r], starts[r + 1])
         for n in range(width):
             out[n] = total[n]
 
@@ -383,7 +383,7 @@ def project_tiles(
 
 
 @njit(nogil=True, cache=True)
-def _add_all(out: Array, matrix: Array, rows: int) -> None:
+def add_all(out: Array, matrix: Array, rows: int) -> None:
     """``out += the sum of the first rows``."""
     part = np.zeros(out.shape[0], out.dtype)
     for r in range(rows):
@@ -412,19 +412,19 @@ def _gradient_tile(
     n_rows = gy.shape[0]
     packed = width < gy.shape[1] or width % NARROW != 0
     # A tile of the gradient is summed in its own place for the reason that gathered rows are copied together.
-    total = np.zeros((last - first, _padded(width)), gy.dtype)
-    source = np.empty((min(block, n_rows) if packed else 0, _padded(width)), gy.dtype)
+    total = np.zeros((last - first, padded(width)), gy.dtype)
+    source = np.empty((min(block, n_rows) if packed else 0, padded(width)), gy.dtype)
     column = db[begin : begin + width]  # nothing where it is not wanted
     for i in range(ends.shape[0]):
         at, until = i * block, min((i + 1) * block, n_rows)
         if packed:
-            _pack(gy, at, until, begin, width, source)
+            pack(gy, at, until, begin, width, source)
         else:
             source = gy[at:until]
         if column.shape[0] > 0:
-            _add_all(column, source, until - at)
+            add_all(column, source, until - at)
         for j in range(first, last):
-            _add_events(total[j - first], source, rows, values, ends[i, j], ends[i, j + 1])
+            add_events(total[j - first], source, rows, values, ends[i, j], ends[i, j + 1])
     for j in range(first, last):
         out, found = dw[j][begin : begin + width], total[j - first]
         for n in range(width):

@@ -19,7 +19,8 @@ from ..init import Init
 from ..layer import Layer, check_input, check_state
 from ..scan.autograd import Feedback, choose_engine, recurrent_scan_registered, scan_registered
 from ..scan.dynamics import Dynamics, entry, register
-from ..shapes import sizes
+from ..scan.projected import Projection, can_fuse, projected_scan
+from ..shapes import silence_padding, sizes
 from ..surrogate import ATan, Surrogate
 from ..types import State
 
@@ -393,12 +394,17 @@ class Neuron(Layer):
         lengths: Tensor | None = None,
         feedback: Feedback | None = None,
         coefs: tuple[Any, ...] | None = None,
+        behind: Projection | None = None,
     ) -> tuple[Tensor, State]:
         """Run ``T`` steps.
 
         ``feedback`` is what :class:`spiketide.Recurrent` passes (the state then ends in the last outputs); a matrix ``(C, C)``
-        of a feature map connects the channels at each place. ``coefs`` stand in for :meth:`coefs`.
+        of a feature map connects the channels at each place. ``coefs`` stand in for :meth:`coefs`. ``behind`` is what
+        :class:`spiketide.Sequential` passes where it makes one loop of a synapse and the neurons behind it: ``x`` is then the
+        synapse's input.
         """
+        if behind is not None:
+            return self._run_behind(behind, x, state, lengths)
         check_input(self, x, self.shape, lengths)
         expected = self.initial_state(x)
         if feedback is not None:
@@ -414,7 +420,34 @@ class Neuron(Layer):
             y, end = self._run_channels_last(x, state, coefs, lengths, feedback)
         else:
             y, end = self._run(x, state, coefs, lengths, feedback)
-        self._check_finite(x, state, end, lengths)
+        self._check_finite(lambda: x, state, end, lengths)
+        return y, end
+
+    def fuses_with(self, synapse: Projection, x: Tensor) -> bool:
+        """Whether this population and the synapse in front of it can be one loop for the synapse's input ``x (T, B, n_in)``."""
+        kind = type(self)
+        return (
+            self.shape == (synapse.n_out,)
+            and self.engine in (None, "cpu")
+            and self.checkpoint is None
+            and kind.forward is Neuron.forward
+            and kind._run is Neuron._run
+            and can_fuse(self._key, x, synapse.weight, synapse.bias)
+        )
+
+    def _run_behind(
+        self, synapse: Projection, x: Tensor, state: State | None, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        expected = self.initial_state(x.new_empty(0, x.shape[1], synapse.n_out))
+        if state is None:
+            state = expected
+        else:
+            check_state(self, state, expected)
+        x = silence_padding(x, lengths)
+        y, end = projected_scan(self._key, x, synapse.weight, synapse.bias, state, self.coefs(), lengths)
+        if end is None:  # a matrix product was cheaper, and this is its result
+            return self.forward(silence_padding(y, lengths), state, lengths=lengths)
+        self._check_finite(functools.partial(synapse.apply_steps, x), state, end, lengths)
         return y, end
 
     def _run(
@@ -475,10 +508,12 @@ class Neuron(Layer):
             end = tuple(s.unflatten(0, (batch, *space)) for s in end)
         return y.movedim(-1, 2), tuple(s.movedim(-1, 1) for s in end)
 
-    def _check_finite(self, x: Tensor, begin: State, end: State, lengths: Tensor | None) -> None:
+    def _check_finite(
+        self, current: Callable[[], Tensor], begin: State, end: State, lengths: Tensor | None
+    ) -> None:
         # A NaN or an infinity that comes in stays in the state, so looking at the last state is enough and costs 1/T of looking
         # at the input. On a GPU the look would wait for the device; there diagnose() does it.
-        if torch.compiler.is_compiling() or x.device.type != "cpu":
+        if torch.compiler.is_compiling() or any(leaf.device.type != "cpu" for leaf in end):
             return
         # a sum is finite if every term is, at a fifth of the cost of asking each; where it is not, the terms are asked
         if all(math.isfinite(leaf.detach().sum().item()) or bool(torch.isfinite(leaf).all()) for leaf in end):
@@ -486,6 +521,7 @@ class Neuron(Layer):
         name = type(self).__name__
         if not all(bool(torch.isfinite(leaf).all()) for leaf in begin):
             raise NonFiniteError(f"{name} was given a state with NaN or infinity: begin with None.")
+        x = current()
         bad = ~torch.isfinite(x.detach()).flatten(2).all(2)
         if lengths is not None:
             bad &= torch.arange(x.shape[0]).unsqueeze(1) < lengths

@@ -171,9 +171,10 @@ def rows(names: Sequence[str], where: str = "t, lo:hi") -> list[str]:
     return [f"{n}_ = {n}[{where}]" for n in names]
 
 
-def compile_printed(text: str, stem: str) -> Kernel:
-    """A kernel from its printed source."""
-    module = load_source(text, stem, (Path(cpu_math.__file__), Path(lines.__file__), Path(tiles.__file__)))
+def compile_printed(text: str, stem: str, depends: tuple[Path, ...] = ()) -> Kernel:
+    """A kernel from its printed source; ``depends``: files beside the usual ones whose functions it calls."""
+    usual = (Path(cpu_math.__file__), Path(lines.__file__), Path(tiles.__file__))
+    module = load_source(text, stem, usual + depends)
     # error_model: a zero division gives inf as torch does, and no branch stands in the way of vector code
     return Kernel(module.kernel, parallel=True, error_model="numpy")
 
