@@ -49,6 +49,8 @@ def _multiply() -> str:
 @njit(nogil=True)
 def multiply(source, strips, out, since, until, begin, end, batch):
     # out[rows of these steps and samples] = source @ the matrix in strips
+    if strips.shape[0] == 0:
+        return
     count, columns, n = end - begin, strips.shape[2], out.shape[1]
     total = (until - since) * count
     spare, own = np.empty(({rows}, columns), source.dtype), np.arange({rows})
@@ -64,7 +66,8 @@ def multiply(source, strips, out, since, until, begin, end, batch):
             else:
                 packed_product(spare, own, 0, source[q : q + {rows}], strip)
                 for k in range(min({rows}, total - q)):
-                    out[places[q + k], lo : lo + width] = spare[k, :width]
+                    for c in range(width):
+                        out[places[q + k], lo + c] = spare[k, c]
 """
 
 
@@ -149,7 +152,8 @@ def _forward_source(
             "    pack(w, 0, w.shape[0], first, width, weights)",
             "offset = np.zeros(weights.shape[1], w.dtype)",
             "if bias.shape[0] > 0:",
-            "    offset[:width] = bias[first:last]",
+            "    for j in range(width):",
+            "        offset[j] = bias[first + j]",
             "x_ = np.empty(weights.shape[1], w.dtype)",
             "for t in range(steps):",
             "    for b in range(begin, end):",
@@ -316,13 +320,11 @@ def sort_events(
         )
 
 
-INPUT = ("none", "current", "input")
-"""What the backward writes beside the weight gradient: nothing, the gradient of the current, or that of the input."""
-
-
 def _backward_source(
-    p: Program, plan: Plan, masked: bool, dtype: torch.dtype, scalars: Sequence[bool], wanted: str
+    p: Program, plan: Plan, masked: bool, dtype: torch.dtype, scalars: Sequence[bool], current: bool
 ) -> str:
+    # with ``current`` it writes the gradient of the current, otherwise that of the input, where there are strips of the weights
+
     body = Backward(p, plan, masked, dtype)
     states = [f"s{k}" for k in range(len(p.state)) if k in plan.prior]
     names, once, sliced = _names(scalars)
@@ -330,10 +332,10 @@ def _backward_source(
     grads = [f"g{k}" for k in range(len(p.state))]
     sums = [f"q{k}" for k, i in enumerate(plan.grad_coefs) if i is not None]
     mask = ["l"] if masked else []
-    out = {"none": [], "current": ["gx"], "input": ["strips", "gin"]}[wanted]
+    out = ["gx"] if current else ["strips", "gin"]
     args = ["gy", *mask, *states, *names, *stores, *out, *grads, *sums]
     args += ["rows", "values", "ends", "dw", "db", "batch", "chunk", "span", "tile"]
-    text = IMPORTS + (_multiply() if wanted == "input" else "") + f"\n\ndef kernel({', '.join(args)}):\n"
+    text = IMPORTS + ("" if current else _multiply()) + f"\n\ndef kernel({', '.join(args)}):\n"
     text += indent(["steps, n_out, n_in = gy.shape[0], dw.shape[2], dw.shape[1]", *once, *UNITS], 1)
     text += indent(
         [
@@ -373,7 +375,7 @@ def _backward_source(
         ]
     else:
         inner += ["for j in range(width):", *("    " + line for line in later)]
-    if wanted == "current":
+    if current:
         inner += ["out_ = gx[t, at : at + width]", *_prefetch(["out"], dtype)]
         inner += ["for j in range(width):", "    out_[j] = gx_[j]"]
     text += indent(inner, 5)
@@ -384,12 +386,14 @@ def _backward_source(
             "    found = ends[part, i]",
             "    for m in range(n_in):",
             "        add_events(total[m], source, rows, values, found[m], found[m + 1])",
-            *(["    multiply(source, strips, gin, since, until, begin, end, batch)"] * (wanted == "input")),
+            *(["    multiply(source, strips, gin, since, until, begin, end, batch)"] * (not current)),
             "restore_tiny(mode)",
             "for m in range(n_in):",
-            "    dw[part, m, first:last] = total[m][:width]",
+            "    for j in range(width):",
+            "        dw[part, m, first + j] = total[m, j]",
             "if db.shape[0] > 0:",
-            "    db[part, first:last] = column[:width]",
+            "    for j in range(width):",
+            "        db[part, first + j] = column[j]",
         ],
         2,
     )
@@ -398,9 +402,9 @@ def _backward_source(
 
 @functools.cache
 def _backward(
-    key: str, plan: Plan, masked: bool, dtype: torch.dtype, scalars: tuple[bool, ...], wanted: str
+    key: str, plan: Plan, masked: bool, dtype: torch.dtype, scalars: tuple[bool, ...], current: bool
 ) -> Kernel:
-    text = _backward_source(program(key), plan, masked, dtype, scalars, wanted)
+    text = _backward_source(program(key), plan, masked, dtype, scalars, current)
     return compile_printed(text, "projected_backward", (Path(projection_cpu.__file__),))
 
 
@@ -457,11 +461,10 @@ def backward(
     ends = np.empty((parts, blocks, n_in + 1), np.int64)
     rows, moved = np.empty(columns.shape[0], np.uint16), np.empty_like(values)
     sort_events(starts, columns, values, batch, chunk, span, bases, ends, rows, moved)
-    wanted, outputs = "none", []
-    if input_gradient:
-        # with all columns of a row in the cache the product for the input's gradient is made there and then
-        wanted = "input" if tile == n else "current"
-        outputs = [empty((steps, batch, n_in if tile == n else n), dtype)]
+    # with all columns of a row in the cache the product for the input's gradient is made there and then
+    current = input_gradient and tile < n
+    shape = (steps, batch, n if current else n_in) if input_gradient else (0, batch, n_in)
+    out = empty(shape, dtype)
     dw, db = empty((parts, n_in, n), dtype), gy.new_empty((parts, n) if bias else (0, n))
     args: list[Any] = [gy.detach().contiguous().numpy().reshape(steps, size)]
     if lengths is not None:
@@ -470,15 +473,16 @@ def backward(
     made, scalars = _coef_rows(coefs, n, dtype)
     args += made
     args += [t.numpy().reshape(steps, size) for t in stores]
-    if wanted == "input":
-        args += [tiles.pack(weight.detach()).numpy(), outputs[0].numpy().reshape(steps * batch, n_in)]
-    elif wanted == "current":
-        args.append(outputs[0].numpy().reshape(steps, size))
+    if current:
+        args.append(out.numpy().reshape(steps, size))
+    else:
+        args += [tiles.pack(weight.detach() if input_gradient else weight.detach()[:, :0]).numpy()]
+        args += [out.numpy().reshape(shape[0] * batch, n_in)]
     args += [g.numpy().reshape(-1) for g in (*gstate, *sums)]
     args += [rows, moved, ends, dw.numpy(), db.numpy(), batch, chunk, span, tile]
-    _backward(key, plan, lengths is not None, dtype, scalars, wanted)(*args)
+    _backward(key, plan, lengths is not None, dtype, scalars, current)(*args)
     gw = dw[0] if parts == 1 else dw.sum(0)
-    gin = outputs[0] if outputs else None
-    if wanted == "current":
-        gin = product(outputs[0].view(-1, n), weight).view(steps, batch, n_in)
+    gin = out if input_gradient else None
+    if current:
+        gin = product(out.view(-1, n), weight).view(steps, batch, n_in)
     return gin, gw.t(), db.sum(0) if bias else None, gstate, sums
