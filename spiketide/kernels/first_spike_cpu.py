@@ -865,6 +865,47 @@ def _pool_back(times: Array, first: Array, grad: Array, side: int, out: Array) -
                         rest[c] = zero[c] if mine else g
 
 
+@kernel(parallel=True, error_model="numpy")
+def _pool_pairs(times: Array, tall: int, broad: int, out: Array) -> None:
+    """:func:`_pool` of windows of 2 in images of one channel: ``times (M tall broad)``, ``out (M, high, wide)``."""
+    maps, high, wide = out.shape
+    for row in prange(maps * high):
+        m, y = row // high, row % high
+        upper = np.uint64((m * tall + 2 * y) * broad)
+        lower = upper + np.uint64(broad)
+        into = out[m, y]
+        for x in range(np.uint64(wide)):
+            first = times[upper + np.uint64(2) * x]
+            for t in (
+                times[upper + np.uint64(2) * x + np.uint64(1)],
+                times[lower + np.uint64(2) * x],
+                times[lower + np.uint64(2) * x + np.uint64(1)],
+            ):
+                first = t if (t < first) | (t != t) else first
+            into[x] = first
+
+
+@kernel(parallel=True, error_model="numpy")
+def _pool_pairs_back(times: Array, tall: int, broad: int, first: Array, grad: Array, out: Array) -> None:
+    """:func:`_pool_back` of the same."""
+    maps, high, wide = grad.shape
+    zero = times.dtype.type(0)
+    for row in prange(maps * high):
+        m, y = row // high, row % high
+        upper = np.uint64((m * tall + 2 * y) * broad)
+        lower = upper + np.uint64(broad)
+        early, given = first[m, y], grad[m, y]
+        for x in range(np.uint64(wide)):
+            at, below = upper + np.uint64(2) * x, lower + np.uint64(2) * x
+            t, g = early[x], given[x]
+            one, two, three = times[at] == t, times[at + np.uint64(1)] == t, times[below] == t
+            four = times[below + np.uint64(1)] == t
+            out[at] = g if one else zero
+            out[at + np.uint64(1)] = g if two & (not one) else zero
+            out[below] = g if three & (not (one | two)) else zero
+            out[below + np.uint64(1)] = g if four & (not (one | two | three)) else zero
+
+
 # ------------------------------------------------------------------------------------------------ what the tensors become
 
 
@@ -1138,7 +1179,10 @@ def pool(times: Tensor, side: int) -> Tensor:
     t = _image(times, plain)
     high, wide = times.shape[2] // side, times.shape[3] // side
     out = empty((len(t), high, wide, t.shape[3]), times.dtype)
-    _pool(t.numpy(), side, out.numpy())
+    if plain and side == 2:
+        _pool_pairs.sized(t.numel(), t.numpy().reshape(-1), *times.shape[2:], out.numpy()[..., 0])
+    else:
+        _pool(t.numpy(), side, out.numpy())
     return out.view(*times.shape[:2], high, wide) if plain else out.permute(0, 3, 1, 2)
 
 
@@ -1149,6 +1193,10 @@ def pool_back(times: Tensor, first: Tensor, grad: Tensor, side: int) -> Tensor:
     out = empty(t.shape, t.dtype)
     if times.shape[2] % side or times.shape[3] % side:
         out.zero_()
-    three = (t, _image(first, plain), _image(grad, plain))
-    _pool_back(*(part.numpy() for part in three), side, out.numpy())
+    three = [part.numpy() for part in (t, _image(first, plain), _image(grad, plain))]
+    if plain and side == 2:
+        flat, early, given = three[0].reshape(-1), three[1][..., 0], three[2][..., 0]
+        _pool_pairs_back.sized(t.numel(), flat, *times.shape[2:], early, given, out.numpy().reshape(-1))
+    else:
+        _pool_back(*three, side, out.numpy())
     return out.view(times.shape) if plain else out.permute(0, 3, 1, 2)

@@ -72,3 +72,17 @@ def release(grad: Tensor, found: Tensor, start: float, threshold: float) -> Tens
     out = empty(grad.shape, grad.dtype)
     fixed_slope_cpu.release(grad, found.contiguous(), start, threshold, out)
     return out
+
+
+def keep(grad: Tensor, x: Tensor) -> Tensor:
+    """``grad`` where the input was active, 0 where it was not; a fresh ``grad`` on the CPU is overwritten.
+
+    Shapes:
+        both alike.
+    """
+    if grad.device.type != "cpu" or not grad.is_contiguous():
+        return torch.where(x > 0, grad, 0)
+    from . import fixed_slope_cpu
+
+    fixed_slope_cpu.keep(grad, x.contiguous())
+    return grad

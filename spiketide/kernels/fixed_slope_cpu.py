@@ -55,6 +55,15 @@ def _release(grad: Array, found: Array, start: Any, threshold: Any, out: Array, 
             out[i] = zero if found[i] <= start and grad[i] > zero else grad[i] / threshold
 
 
+@kernel(parallel=True)
+def _keep(grad: Array, x: Array, block: int) -> None:
+    n = grad.shape[0]
+    zero = grad.dtype.type(0)
+    for part in prange((n + block - 1) // block):
+        for i in range(np.uint64(part * block), np.uint64(min(n, (part + 1) * block))):
+            grad[i] = grad[i] if x[i] > zero else zero
+
+
 def _flat(*tensors: Tensor) -> list[Array]:
     return [tensor.view(-1).numpy() for tensor in tensors]
 
@@ -63,7 +72,7 @@ def activity(times: Tensor, start: float, length: float, out: Tensor) -> None:
     """See :func:`.fixed_slope.activity`."""
     t, x = _flat(times, out)
     kind = t.dtype.type
-    _activity(t, kind(start), kind(length), x, BLOCK)
+    _activity.sized(len(t), t, kind(start), kind(length), x, BLOCK)
 
 
 def meet(
@@ -73,13 +82,19 @@ def meet(
     potential, t, standing = _flat(v.detach(), found, at)
     kind = t.dtype.type
     numbers = kind(start), kind(length), kind(threshold)
-    _meet(potential, *numbers, kind(np.inf), exact, t, BLOCK)
+    _meet.sized(len(t), potential, *numbers, kind(np.inf), exact, t, BLOCK)
     if len(at):
-        _stand(potential, *numbers, t, standing, BLOCK)
+        _stand.sized(len(t), potential, *numbers, t, standing, BLOCK)
 
 
 def release(grad: Tensor, found: Tensor, start: float, threshold: float, out: Tensor) -> None:
     """See :func:`.fixed_slope.release`."""
     g, t, kept = _flat(grad.detach(), found, out)
     kind = g.dtype.type
-    _release(g, t, kind(start), kind(threshold), kept, BLOCK)
+    _release.sized(len(t), g, t, kind(start), kind(threshold), kept, BLOCK)
+
+
+def keep(grad: Tensor, x: Tensor) -> None:
+    """See :func:`.fixed_slope.keep`."""
+    g, at = _flat(grad, x)
+    _keep.sized(len(g), g, at, BLOCK)

@@ -42,6 +42,9 @@ from typing import Any, overload
 
 import torch
 
+SHARED_FROM = 1 << 18
+"""Numbers (neuron-steps of a scan) from which a pass is shared among threads; below, waking them costs more than it saves."""
+
 _log = logging.getLogger(__name__)
 _serial = False
 _layer_known = False
@@ -158,6 +161,10 @@ class Kernel:
     def alone(self, *arguments: Any) -> Any:
         """Run it on the calling thread only: for work too small to be worth waking the others."""
         return self.dispatcher(False)(*arguments)
+
+    def sized(self, work: int, *arguments: Any) -> Any:
+        """Run it on all threads, or on this one when ``work``, the numbers it goes through, is less than :data:`SHARED_FROM`."""
+        return (self if work >= SHARED_FROM else self.alone)(*arguments)
 
     def __call__(self, *arguments: Any) -> Any:
         """Run it, on threads where that is allowed."""

@@ -301,15 +301,6 @@ def _block(size: int, resident: int) -> int:
     return block if block < TILE else -(-block // TILE) * TILE
 
 
-SHARED_FROM = 1 << 18
-"""Neuron-steps from which a scan is shared among threads; below (a quarter of a millisecond) waking them costs more."""
-
-
-def launch(kernel: Kernel, work: int, arguments: Sequence[Any]) -> None:
-    """Run a kernel on all threads, or on this one when there is little to do."""
-    (kernel if work >= SHARED_FROM else kernel.alone)(*arguments)
-
-
 def flat_coefs(
     coefs: Sequence[Tensor], batch: int, shape: Sequence[int], dtype: torch.dtype
 ) -> list[np.ndarray]:
@@ -373,7 +364,7 @@ def forward(
         args += rows_
         args += [t.numpy().reshape(steps, size) for t in (y, *stores)]
         args.append(_block(size, len(final) + scalars.count(False)))
-        launch(_forward(key, saved, lengths is not None, dtype, scalars), steps * size, args)
+        _forward(key, saved, lengths is not None, dtype, scalars).sized(steps * size, *args)
     return y, final, stores
 
 
@@ -425,7 +416,7 @@ def backward(
             args.append(gx.numpy().reshape(steps, size))
         args += [g.numpy().reshape(-1) for g in (*gstate, *sums)]
         args.append(_block(size, len(gstate) + len(sums) + scalars.count(False)))
-        launch(_backward(key, plan, lengths is not None, dtype, scalars), steps * size, args)
+        _backward(key, plan, lengths is not None, dtype, scalars).sized(steps * size, *args)
     if needs[0] and gx is None:
         gx = torch.zeros_like(gy)
     return gx, gstate, sums

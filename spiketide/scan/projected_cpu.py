@@ -237,7 +237,8 @@ def forward(
     tile = _columns(n_in, n, w.element_size())
     # the parts of a batch share nothing here, so there may be as many as threads
     parts = max(1, threads() // max(1, -(-n // tile)))
-    _forward(key, saved, lengths is not None, dtype, scalars)(*args, batch, -(-batch // parts), tile)
+    run = _forward(key, saved, lengths is not None, dtype, scalars)
+    run.sized(steps * batch * n, *args, batch, -(-batch // parts), tile)
     return y, final, stores
 
 
@@ -480,7 +481,7 @@ def backward(
         args += [out.numpy().reshape(shape[0] * batch, n_in)]
     args += [g.numpy().reshape(-1) for g in (*gstate, *sums)]
     args += [rows, moved, ends, dw.numpy(), db.numpy(), batch, chunk, span, tile]
-    _backward(key, plan, lengths is not None, dtype, scalars, current)(*args)
+    _backward(key, plan, lengths is not None, dtype, scalars, current).sized(steps * size, *args)
     gw = dw[0] if parts == 1 else dw.sum(0)
     gin = out if input_gradient else None
     if current:

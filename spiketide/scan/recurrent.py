@@ -25,7 +25,7 @@ from ..kernels import tiles
 from ..kernels.memory import empty_like
 from ..kernels.threading import Kernel
 from ..shapes import last_valid
-from .cpu import HEADER, Backward, Forward, compile_printed, flat_coefs, indent, launch, rows
+from .cpu import HEADER, Backward, Forward, compile_printed, flat_coefs, indent, rows
 from .dynamics import plan_for, program
 from .graph import Plan, Program
 
@@ -424,7 +424,7 @@ def forward(
         args += flat_coefs([c.detach() for c in coefs], tiles.ROWS, (n,), dtype)
         args += [t.numpy().reshape(steps, -1) for t in (y, *stores)]
         args.append(ROWS_UP_TO)
-        launch(_forward(key, saved, dtype), steps * batch * n * _PER_STEP, args)
+        _forward(key, saved, dtype).sized(steps * batch * n * _PER_STEP, *args)
         last = last_valid(y, last, lengths).clone()
     return y, final, last, stores
 
@@ -469,7 +469,7 @@ def backward(
         args.append(gx.numpy().reshape(steps, -1))
         args += [g.numpy().reshape(-1) for g in (*gstate, *sums)]
         args.append(gfirst.numpy().reshape(-1))
-        launch(_backward(key, plan, dtype), steps * batch * n * _PER_STEP, args)
+        _backward(key, plan, dtype).sized(steps * batch * n * _PER_STEP, *args)
     if p.grad_x is None and gx.numel():
         gx.zero_()
     return gx, gstate, gfirst, sums
@@ -516,7 +516,7 @@ def forward_late(
         args += [t.numpy().reshape(steps, -1) for t in (y, *stores, *([arrived] if keep else []))]
         args.append(ROWS_UP_TO)
         kernel = _forward(key, saved, dtype, True, keep, mask is not None)
-        launch(kernel, steps * batch * n * _PER_STEP, args)
+        kernel.sized(steps * batch * n * _PER_STEP, *args)
     return y, final, arrived, stores
 
 
@@ -574,7 +574,7 @@ def backward_late(
         args.append(gx.numpy().reshape(steps, -1))
         args += [g.numpy().reshape(-1) for g in (*gstate, *sums)]
         args.append(glate.numpy())
-        launch(_backward(key, plan, dtype, True, mask is not None), steps * batch * n * _PER_STEP, args)
+        _backward(key, plan, dtype, True, mask is not None).sized(steps * batch * n * _PER_STEP, *args)
     if p.grad_x is None and gx.numel():
         gx.zero_()
     return gx, gstate, glate.sum(0), sums

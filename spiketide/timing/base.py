@@ -292,9 +292,9 @@ class _FirstSpike(torch.autograd.Function):
                     layer.unmix(g_update, x, weight, (False, wants_weight))[1],
                 )
             if dw is not None:
-                dw = -layer.psp.length * dw
+                dw = dw.mul_(-layer.psp.length)  # it is nobody else's
             if d is not None:
-                d = torch.where(x > 0, d, 0)
+                d = fixed_slope.keep(d, x)
                 d = first_spike.even(grad, d) if rule.normalise else d
         else:
             times, weight, found, slope = ctx.saved_tensors

@@ -62,7 +62,7 @@ class IntensityToLatency(nn.Module):
             raise ShapeError(
                 f"IntensityToLatency expected intensities in floating point, from 0 to 1, got {x.dtype}: x / 255 for bytes."
             )
-        low, high = (float(end) for end in x.aminmax()) if x.numel() else (0.0, 0.0)
+        low, high = (float(end) for end in x.detach().aminmax()) if x.numel() else (0.0, 0.0)
         if not (math.isfinite(low) and math.isfinite(high)):
             raise NonFiniteError(
                 f"IntensityToLatency got {int((~torch.isfinite(x)).sum())} NaN or Inf among {x.numel()} values: clean the data."
@@ -71,6 +71,10 @@ class IntensityToLatency(nn.Module):
             raise ShapeError(
                 f"IntensityToLatency expected intensities from 0 to 1, got {low:g} to {high:g}: divide bytes by 255, or rescale."
             )
+        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not x.requires_grad:
+            from ..kernels.latency_cpu import latency
+
+            return latency(x, self.span * self.steps, self.threshold, exact=self.exact)
         times = (1 - x) * (self.span * self.steps)
         if not self.exact:
             times = times.floor()

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ..errors import ParameterError, ShapeError
 from ..kernels import first_spike
 from ..kernels.first_spike import Fired
+from ..kernels.projection import product
 from ..shapes import is_whole
 from .base import TimingLayer
 
@@ -81,7 +82,9 @@ class TimingLinear(TimingLayer):
 
     def unmix(self, grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
         """Its gradients."""
-        return (grad @ weight if wanted[0] else None), (grad.t() @ x if wanted[1] else None)
+        if grad.device.type != "cpu":
+            return (grad @ weight if wanted[0] else None), (grad.t() @ x if wanted[1] else None)
+        return (product(grad, weight) if wanted[0] else None), (product(grad.t(), x) if wanted[1] else None)
 
     def extra_repr(self) -> str:
         """Sizes and settings, as ``print(layer)`` shows them."""

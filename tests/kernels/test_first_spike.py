@@ -447,11 +447,17 @@ def test_pooling_equals_torchs(size: int, layout: torch.memory_format) -> None:
     assert torch.equal(cpu.pool_back(times, first, grad, size), x.grad)
 
 
-def test_pooling_lets_nan_through() -> None:
+@pytest.mark.parametrize("channels", [1, 2])
+def test_pooling_lets_nan_through(channels: int) -> None:
     for place in range(4):
-        times = torch.arange(4.0).view(1, 1, 2, 2).clone()
-        times.view(-1)[place] = math.nan
-        assert cpu.pool(times, 2).isnan().all()
+        times = torch.arange(4.0).view(1, 1, 2, 2).repeat(1, channels, 1, 1)
+        times[:, -1].view(-1)[place] = math.nan
+        first = cpu.pool(times, 2)
+        assert first[:, -1].isnan().all() and (channels == 1 or not first[0, 0].any())
+        given = cpu.pool_back(times, first, torch.ones_like(first), 2)
+        assert not given[:, -1].any() and (
+            channels == 1 or given[0, 0].view(-1).tolist() == [1.0, 0.0, 0.0, 0.0]
+        )
 
 
 # -------------------------------------------------------------------------------------------------------- threads

@@ -34,6 +34,16 @@ def test_the_span_presses_the_spikes_together(steps: int, span: float) -> None:
     assert float(whole.max()) < span * steps
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_compiled_pass_gives_the_bits_of_torchs_operations(dtype: torch.dtype, exact: bool) -> None:
+    x = torch.rand(700, 401, dtype=torch.float64).to(dtype).t()  # many enough for threads, and not contiguous
+    x[0, :256] = torch.arange(256, dtype=dtype) / 255
+    code = IntensityToLatency(100, span=0.7, exact=exact)
+    slow = code(x.clone().requires_grad_())  # autograd goes through torch's operations
+    assert slow.requires_grad and torch.equal(code(x), slow) and bool(torch.isinf(slow).any())
+
+
 def test_black_and_white_images() -> None:
     code = IntensityToLatency(64)
     assert torch.equal(code(torch.zeros(2, 1, 4, 4)), torch.full((2, 1, 4, 4), inf))
