@@ -46,17 +46,9 @@ def assert_same(got: Tensor, want: Tensor, what: str = "") -> None:
     assert torch.equal(got, want), f"{what}: {int((got != want).sum())} of {want.numel()} values differ"
 
 
-def tile_product(out: Any, g: Any, w: Any, i: int) -> None:
-    """What the vector code of that name computes: every sum over the rows of the matrix in their order."""
-    total = np.zeros((tiles.ROWS, min(tiles.columns(w.dtype), w.shape[1] - i)), w.dtype)
-    for j in range(w.shape[0]):
-        total = total + g[: tiles.ROWS, j : j + 1] * w[j, i : i + total.shape[1]]
-    out[: tiles.ROWS, i : i + total.shape[1]] = total
-
-
-def packed_product(out: Any, places: Any, i: int, g: Any, w: Any) -> None:
+def tile_product(out: Any, places: Any, i: int, g: Any, w: Any) -> None:
     """What the vector code of that name computes, a row of ``g`` that is not there being anything at all."""
-    total = np.zeros((tiles.packed_rows(), w.shape[1]), w.dtype)
+    total = np.zeros((tiles.ROWS, w.shape[1]), w.dtype)
     for j in range(w.shape[0]):
         total[: len(g)] += g[:, j : j + 1] * w[j]
     out[places, i : i + w.shape[1]] = total

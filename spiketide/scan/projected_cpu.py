@@ -36,14 +36,14 @@ IMPORTS = (
     HEADER
     + """\
 from spiketide.kernels.projection_cpu import add_all, add_events, pack, padded
-from spiketide.kernels.tiles import packed_product
+from spiketide.kernels.tiles import tile_product
 """
 )
 
 
 def _multiply() -> str:
     """The product of a block of gradients with the weights, for the gradient of the input."""
-    rows = tiles.packed_rows()
+    rows = tiles.ROWS
     return f"""
 
 @njit(nogil=True)
@@ -62,9 +62,9 @@ def multiply(source, strips, out, since, until, begin, end, batch):
         width = min(columns, n - lo)
         for q in range(0, total, {rows}):
             if q + {rows} <= total and width == columns:
-                packed_product(out, places[q : q + {rows}], lo, source[q : q + {rows}], strip)
+                tile_product(out, places[q : q + {rows}], lo, source[q : q + {rows}], strip)
             else:
-                packed_product(spare, own, 0, source[q : q + {rows}], strip)
+                tile_product(spare, own, 0, source[q : q + {rows}], strip)
                 for k in range(min({rows}, total - q)):
                     for c in range(width):
                         out[places[q + k], lo + c] = spare[k, c]
@@ -343,7 +343,7 @@ def _backward_source(
             *UNIT,
             *sliced,
             "count = end - begin",
-            f"source = np.zeros((span * count + {tiles.packed_rows()}, padded(width)), gy.dtype)",
+            f"source = np.zeros((span * count + {tiles.ROWS}, padded(width)), gy.dtype)",
             "total = np.zeros((n_in, padded(width)), gy.dtype)",
             "column = np.zeros(padded(width), gy.dtype)",
             "mode = flush_tiny()",

@@ -137,23 +137,18 @@ def spiked(s, index):
 _BACK_PRODUCT = """
 
 @njit(error_model="numpy", fastmath={"contract"})
-def back_product(carry, g, wt):
-    # carry[b] = g[b] @ wt for a tile of samples; every sum over the rows of wt in their order
+def back_product(carry, g, strips, own, spare):
+    # carry[b] = g[b] @ the matrix in strips for a tile of samples; every sum over the rows of the matrix in their order
     n = carry.shape[1]
-    i = 0
-    while i + COLUMNS <= n:
-        tile_product(carry, g, wt, i)
-        i += COLUMNS
-    if i < n:
-        for b in range(ROWS):
-            c = carry[b, i:n]
-            for q in range(n - i):
-                c[q] = ZERO
-            for j in range(n):
-                a = g[b, j]
-                w = wt[j, i:n]
+    for k in range(strips.shape[0]):
+        i = k * strips.shape[2]
+        if i + strips.shape[2] <= n:
+            tile_product(carry, own, i, g, strips[k])
+        else:
+            tile_product(spare, own, 0, g, strips[k])
+            for b in range(ROWS):
                 for q in range(n - i):
-                    c[q] = c[q] + a * w[q]
+                    carry[b, i + q] = spare[b, q]
 """
 
 
@@ -301,17 +296,16 @@ def _backward_source(
     grads = [f"g{k}" for k in range(len(p.state))]
     sums = [f"q{k}" for k, i in enumerate(plan.grad_coefs) if i is not None]
     feedback = ["y", "late", "used", *(["mask"] if masked else [])] if late else ["glast"]
-    args = ["gy", "wt", *feedback, "l", *states, *coefs, *stores, "gx", *grads, *sums]
+    args = ["gy", "strips", *feedback, "l", *states, *coefs, *stores, "gx", *grads, *sums]
     args.append("glate" if late else "gfirst")
     kind = "F32" if dtype == torch.float32 else "F64"
-    width = tiles.columns(torch.empty(0, dtype=dtype).numpy().dtype)
-    text = HEADER + _TILES + f"ZERO = {kind}(0.0)\nCOLUMNS = {width}\n" + _BACK_PRODUCT
+    text = HEADER + _TILES + f"ZERO = {kind}(0.0)\n" + _BACK_PRODUCT
     text += _SPIKED + _DEPART if late else ""
     text += f"\n\ndef kernel({', '.join(args)}):\n"
     text += indent(
         [
             "steps = gy.shape[0]",
-            "n = wt.shape[0]",
+            "n = strips.shape[1]",
             "batch = l.shape[0]",
             *(["places = late.shape[0]"] * late),
             "for u in prange((batch + ROWS - 1) // ROWS):",
@@ -326,6 +320,8 @@ def _backward_source(
             "g = np.zeros((ROWS, n), gy.dtype)",
             "kept = g.reshape(ROWS * n)",
             "sum_ = np.empty(ROWS * n, gy.dtype)",
+            "own = np.arange(ROWS)",
+            "spare = np.empty((ROWS, strips.shape[2]), gy.dtype)",
             "tile = min(ROWS, batch - ROWS * u)",
             *(["ring = np.zeros((ROWS, places, n), gy.dtype)", "found = np.empty(n, np.int64)"] * late),
             "for back in range(steps):",
@@ -353,7 +349,7 @@ def _backward_source(
         ],
         4,
     )
-    text += indent(["back_product(carry, g, wt)"], 3)
+    text += indent(["back_product(carry, g, strips, own, spare)"], 3)
     if late:
         text += indent(["for i in range(tile):", "    row = ring[i, t % places]", "    c = carry[i]"], 3)
         text += indent(["for j in range(n):", "    row[j] = c[j]"], 4)
@@ -460,7 +456,7 @@ def backward(
     if gy.numel():
         args: list[Any] = [
             gy.detach().contiguous().numpy().reshape(steps, -1),
-            weight.detach().to(dtype).contiguous().numpy(),
+            tiles.pack(weight.detach().to(dtype)).numpy(),
         ]
         args += [glast.detach().to(dtype).contiguous().numpy().reshape(-1), _steps(lengths, steps, batch)]
         args += [state[k].detach().to(dtype).contiguous().numpy().reshape(-1) for k in plan.prior]
@@ -561,7 +557,7 @@ def backward_late(
     if gy.numel():
         args: list[Any] = [
             gy.detach().contiguous().numpy().reshape(steps, -1),
-            weight.detach().to(dtype).contiguous().numpy(),
+            tiles.pack(weight.detach().to(dtype)).numpy(),
             y.detach().contiguous().numpy().reshape(steps, -1),
             late.detach().contiguous().numpy(),
             (late.detach() != 0).any(1).numpy(),

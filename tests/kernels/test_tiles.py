@@ -21,8 +21,9 @@ FLOATS = (np.float32, np.float64)
 
 
 @njit
-def product(out, g, w, i):  # type: ignore[no-untyped-def]
-    tiles.tile_product(out, g, w, i)
+def product(out, places, g, strips):  # type: ignore[no-untyped-def]
+    for k in range(strips.shape[0]):
+        tiles.tile_product(out, places, k * strips.shape[2], g, strips[k])
 
 
 @njit
@@ -41,43 +42,55 @@ def draw(dtype: type, *shape: int, seed: int = 0) -> NDArray:
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
+def packed(w: NDArray) -> NDArray:
+    return tiles.pack(torch.from_numpy(w)).numpy()
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("inner", [0, 1, 3, 70])
+@pytest.mark.parametrize("inner", [1, 3, 70])
 def test_a_tile_is_the_product_and_writes_nothing_else(dtype: type, inner: int) -> None:
-    width = tiles.columns(dtype)
-    assert width % (16 // np.dtype(dtype).itemsize) == 0 and tiles.ROWS == 8
-    n = 2 * width + 5
-    g, w = draw(dtype, 11, max(1, inner), seed=1), draw(dtype, max(1, inner), n, seed=2)
-    g, w = g[:, :inner], w[:inner]
-    for i in (0, 5, n - width):
-        out = np.full((11, n), 7.0, dtype)
-        product(out, g, w, i)
-        want = np.full((11, n), 7.0, dtype)
-        want[:8, i : i + width] = (g[:8].astype(np.float64) @ w[:, i : i + width].astype(np.float64)).astype(
-            dtype
-        )
-        np.testing.assert_allclose(out, want, rtol=0, atol=(1e-5 if dtype == np.float32 else 1e-13))
-        assert (out[8:] == 7.0).all() and (np.delete(out, np.s_[i : i + width], 1) == 7.0).all()
-        plain = np.full((11, n), 7.0, dtype)
-        helpers.tile_product(plain, g, w, i)  # what interpreted tests run in its place
-        np.testing.assert_allclose(plain, want, rtol=0, atol=(1e-5 if dtype == np.float32 else 1e-13))
+    width, rows = tiles.columns(dtype), tiles.ROWS
+    assert width % (16 // np.dtype(dtype).itemsize) == 0 and rows in (6, 8)
+    g, w = draw(dtype, rows + 3, inner, seed=1), draw(dtype, inner, 2 * width, seed=2)
+    where = np.random.default_rng(5).permutation(rows + 4)[:rows]  # rows of the result in any order
+    want = np.full((rows + 4, 2 * width + 5), 7.0, dtype)
+    want[where, : 2 * width] = (g[:rows].astype(np.float64) @ w.astype(np.float64)).astype(dtype)
+    close = 1e-5 if dtype == np.float32 else 1e-13
+    got, plain = np.full_like(want, 7.0), np.full_like(want, 7.0)
+    product(got, where, g, packed(w))
+    np.testing.assert_allclose(got, want, rtol=0, atol=close)
+    untouched = np.setdiff1d(np.arange(rows + 4), where)
+    assert (got[untouched] == 7.0).all() and (got[:, 2 * width :] == 7.0).all()
+    for k, strip in enumerate(packed(w)):  # what interpreted tests run in its place
+        helpers.tile_product(plain, where, k * width, g[:rows], strip)
+    np.testing.assert_allclose(plain, want, rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("n", [1, 32, 37])
+def test_a_matrix_in_strips(dtype: type, n: int) -> None:
+    w, width = draw(dtype, 5, n), tiles.columns(dtype)
+    strips = packed(w)
+    assert strips.shape == (-(-n // width), 5, width) and strips.flags.c_contiguous
+    flat = strips.transpose(1, 0, 2).reshape(5, -1)
+    assert np.array_equal(flat[:, :n], w) and not flat[:, n:].any()
+    assert packed(w[:, :0]).shape == (0, 5, width)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_an_element_of_a_tile_does_not_depend_on_its_place(dtype: type) -> None:
-    width = tiles.columns(dtype)
-    g, w = draw(dtype, 8, 70, seed=1), draw(dtype, 70, 3 * width, seed=2)
-    whole = np.empty((8, 3 * width), dtype)
-    for i in range(0, 3 * width, width):
-        product(whole, g, w, i)
-    order, columns = np.random.default_rng(3).permutation(8), np.random.default_rng(4).permutation(3 * width)
+    width, rows = tiles.columns(dtype), tiles.ROWS
+    own = np.arange(rows)
+    g, w = draw(dtype, rows, 70, seed=1), draw(dtype, 70, 3 * width, seed=2)
+    whole = np.empty((rows, 3 * width), dtype)
+    product(whole, own, g, packed(w))
+    order, columns = (
+        np.random.default_rng(3).permutation(rows),
+        np.random.default_rng(4).permutation(3 * width),
+    )
     moved = np.empty_like(whole)
-    for i in range(0, 3 * width, width):
-        product(moved, np.ascontiguousarray(g[order]), np.ascontiguousarray(w[:, columns]), i)
+    product(moved, own, np.ascontiguousarray(g[order]), packed(np.ascontiguousarray(w[:, columns])))
     assert np.array_equal(moved, whole[order][:, columns])
-    part = np.empty_like(whole)
-    product(part, g, w, 3)  # another beginning: the same numbers, to the bit
-    assert np.array_equal(part[:, 3 : 3 + width], whole[:, 3 : 3 + width])
 
 
 @given(st.sets(st.integers(0, 99)), st.integers(0, 36), st.sampled_from(FLOATS))
