@@ -87,6 +87,9 @@ def _as_one(synapse: Layer, neuron: Layer, x: Any) -> bool:
     """Whether a synapse and the neurons behind it can be run as one loop, with nobody listening to what passes between them."""
     if type(synapse) is not Dense or not isinstance(neuron, Neuron) or not isinstance(x, Tensor):
         return False
+    # a forward put in the place of the class's own, or compiled by itself, is not to be passed by
+    if any(m._compiled_call_impl is not None or not OWN.isdisjoint(vars(m)) for m in (synapse, neuron)):
+        return False
     everywhere = nn.modules.module
     listening = [
         *(synapse._forward_hooks, synapse._forward_pre_hooks, neuron._forward_pre_hooks),
@@ -100,6 +103,9 @@ def _as_one(synapse: Layer, neuron: Layer, x: Any) -> bool:
         return False
     return neuron.fuses_with(synapse, x)
 
+
+OWN = frozenset(("forward", "check", "apply_steps", "coefs", "_run"))
+"""Methods that a caller may have replaced in a single layer."""
 
 OUTPUTS_ONLY = "outputs_only"
 """What a forward hook bears as a true attribute when it does not look at the inputs of its module."""

@@ -10,8 +10,10 @@ offers them. The pool keeps no more idle than the program once used at the same 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import mmap
+import operator
 import os
 import threading
 import weakref
@@ -113,7 +115,9 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     tensor = torch.from_numpy(view)
     weakref.finalize(view, pool.give, buffer).atexit = False
     del view
-    return tensor.view(dtype).view(tuple(shape))
+    # a tensor of its own on that storage: a view could not be changed in place once autograd has it
+    strides = list(itertools.accumulate(reversed(tuple(shape)[1:]), func=operator.mul, initial=1))[::-1]
+    return torch.empty(0, dtype=dtype).set_(tensor.untyped_storage(), 0, tuple(shape), strides)
 
 
 def empty_like(x: Tensor) -> Tensor:

@@ -56,7 +56,10 @@ class _Projected(torch.autograd.Function):
             key, events, weight, bias, shape, state, coefs, lengths, (needs[0], needs[1:])
         )
         ctx.how = (key, needs, n_state, x.shape)
-        ctx.save_for_backward(*events, weight, lengths, *state, *coefs, *stores)
+        # without a gradient of the input the weights may change before the backward, as those of torch's layers may
+        ctx.save_for_backward(
+            *events, weight if ctx.needs_input_grad[6] else None, lengths, *state, *coefs, *stores
+        )
         return (y, *final)
 
     @staticmethod
@@ -73,14 +76,14 @@ class _Projected(torch.autograd.Function):
             gy,
             gfinal,
             Events(starts, columns, values),
-            weight,
+            x_shape[-1],
             ctx.needs_input_grad[8],
             state,
             coefs,
             stores,
             lengths,
             (needs[0], needs[1:]),
-            ctx.needs_input_grad[6],
+            weight,
         )
         if gx is not None:
             gx = gx.view(x_shape)

@@ -236,7 +236,7 @@ def forward(
     args += [t.numpy().reshape(steps, batch * n) for t in (y, *stores)]
     tile = _columns(n_in, n, w.element_size())
     # the parts of a batch share nothing here, so there may be as many as threads
-    parts = max(1, threads() // max(1, -(-n // tile)))
+    parts = -(-threads() // -(-n // tile))
     run = _forward(key, saved, lengths is not None, dtype, scalars)
     run.sized(steps * batch * n, *args, batch, -(-batch // parts), tile)
     return y, final, stores
@@ -413,7 +413,9 @@ def _division(steps: int, batch: int, n_in: int, n_out: int, itemsize: int) -> t
     """Samples of a part, steps of a block, columns of a tile of the backward: of the shape alone."""
     tile = _columns(n_in, n_out, itemsize)
     tiles = -(-n_out // tile)
-    chunk = -(-batch // max(1, min(batch, PARTS // tiles)))
+    # a step of a part fits in the cache, and its events have places of 16 bits
+    most = min(max(16, 2 * BLOCK_BYTES // (tile * itemsize)), 1 << 16)
+    chunk = min(most, -(-batch // max(1, min(batch, PARTS // tiles))))
     span = max(1, min(steps, BLOCK_BYTES // (chunk * tile * itemsize), (1 << 16) // chunk))
     return chunk, span, tile
 
@@ -423,14 +425,14 @@ def backward(
     gy: Tensor,
     gfinal: Sequence[Tensor],
     events: Events,
-    weight: Tensor,
+    n_in: int,
     bias: bool,
     state: Sequence[Tensor],
     coefs: Sequence[Tensor],
     stores: Sequence[Tensor],
     lengths: Tensor | None,
     needs: tuple[bool, tuple[bool, ...]],
-    input_gradient: bool,
+    weight: Tensor | None,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, list[Tensor], list[Tensor]]:
     """Run the neurons' backward and the weight gradient behind it.
 
@@ -438,10 +440,10 @@ def backward(
         gy: gradient of the outputs ``(T, B, N)``.
         gfinal: gradient of the final state, each ``(B, N)``.
         events: as in the forward.
-        weight: ``(N, n_in)``.
+        n_in: number of inputs.
         bias: whether its gradient is wanted.
         state, coefs, stores, lengths, needs: as in :func:`forward`.
-        input_gradient: whether the gradient of the input is wanted.
+        weight: ``(N, n_in)`` where the gradient of the input is wanted, else ``None``.
 
     Returns:
         gradients of the input ``(T, B, n_in)`` or ``None``, of the weight ``(N, n_in)``, of the bias, of the initial state,
@@ -449,7 +451,7 @@ def backward(
     """
     plan = plan_for(key, *needs)
     steps, batch, n = gy.shape
-    dtype, size, n_in = gy.dtype, batch * n, weight.shape[1]
+    dtype, size = gy.dtype, batch * n
     gstate = [g.detach().to(dtype).clone(memory_format=torch.contiguous_format) for g in gfinal]
     sums = [gy.new_zeros((batch, n)) for i in plan.grad_coefs if i is not None]
     chunk, span, tile = _division(steps, batch, n_in, n, gy.element_size())
@@ -463,8 +465,8 @@ def backward(
     rows, moved = np.empty(columns.shape[0], np.uint16), np.empty_like(values)
     sort_events(starts, columns, values, batch, chunk, span, bases, ends, rows, moved)
     # with all columns of a row in the cache the product for the input's gradient is made there and then
-    current = input_gradient and tile < n
-    shape = (steps, batch, n if current else n_in) if input_gradient else (0, batch, n_in)
+    current = weight is not None and tile < n
+    shape = (0, batch, n_in) if weight is None else (steps, batch, n if current else n_in)
     out = empty(shape, dtype)
     dw, db = empty((parts, n_in, n), dtype), gy.new_empty((parts, n) if bias else (0, n))
     args: list[Any] = [gy.detach().contiguous().numpy().reshape(steps, size)]
@@ -477,13 +479,12 @@ def backward(
     if current:
         args.append(out.numpy().reshape(steps, size))
     else:
-        args += [tiles.pack(weight.detach() if input_gradient else weight.detach()[:, :0]).numpy()]
+        args += [tiles.pack(gy.new_empty(n, 0) if weight is None else weight.detach()).numpy()]
         args += [out.numpy().reshape(shape[0] * batch, n_in)]
     args += [g.numpy().reshape(-1) for g in (*gstate, *sums)]
     args += [rows, moved, ends, dw.numpy(), db.numpy(), batch, chunk, span, tile]
     _backward(key, plan, lengths is not None, dtype, scalars, current).sized(steps * size, *args)
     gw = dw[0] if parts == 1 else dw.sum(0)
-    gin = out if input_gradient else None
-    if current:
-        gin = product(out.view(-1, n), weight).view(steps, batch, n_in)
-    return gin, gw.t(), db.sum(0) if bias else None, gstate, sums
+    if weight is not None and current:
+        out = product(out.view(-1, n), weight).view(steps, batch, n_in)
+    return None if weight is None else out, gw.t(), db.sum(0) if bias else None, gstate, sums

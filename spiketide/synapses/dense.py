@@ -54,8 +54,9 @@ class Dense(Synapse):
 
     Shapes:
         ``x (T, B, n_in)`` -> ``y (T, B, n_out)``, state ``()``. Parameters: ``weight (n_out, n_in)``,
-        stored so that ``weight.t()`` is contiguous (the weights of one input lie together; nothing else
-        depends on it), and ``bias (n_out,)`` or ``None``.
+        stored so that ``weight.t()`` is contiguous (the weights of one input lie together), and
+        ``bias (n_out,)`` or ``None``. Tools that take a parameter for a contiguous vector
+        (``torch.nn.utils.parameters_to_vector`` and ``prune``, ``torch.optim.LBFGS``) do not take it so.
 
     Args:
         n_in: number of inputs.

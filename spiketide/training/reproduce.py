@@ -91,6 +91,8 @@ def summarise(
 
         half = float(t.ppf(0.975, len(values) - 1)) * sd / len(values) ** 0.5
         interval = [mean - half, mean + half]
+        if "accuracy" in metric:  # a share: nothing lies beyond none and all
+            interval = [max(0.0, interval[0]), min(1.0, interval[1])]
     verdict, words = judge(mean, interval, claim, overridden)
     return {
         "metric": metric,

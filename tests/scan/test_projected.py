@@ -338,6 +338,58 @@ def test_recording_spikes_does_not_keep_them_apart(runs: list[str]) -> None:
     assert_same(records["3"], y)
 
 
+def test_weights_may_change_between_two_backwards(runs: list[str]) -> None:
+    model = network()
+    dense, neuron = model[0], model[1]
+    y, _ = Sequential(dense, neuron)(X)
+    first = torch.autograd.grad(y[:30].sum(), dense.weight, retain_graph=True)[0]
+    with torch.no_grad():
+        dense.weight.add_(1.0)
+    second = torch.autograd.grad(y[30:].sum(), dense.weight)[0]
+    assert runs == ["forward", "backward", "backward"] and bool(first.any()) and bool(second.any())
+    # the gradient of an input reads the weights, which must then be those of the forward, as in torch
+    y, _ = Sequential(dense, neuron)(X.clone().requires_grad_())
+    with torch.no_grad():
+        dense.weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch's compiler
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("how", ["compiled", "replaced"])
+def test_a_layer_whose_forward_is_not_its_own_is_called(place: int, how: str, runs: list[str]) -> None:
+    model, called = network(), []
+    layer = model[place]
+    if how == "compiled":
+        layer.compile(backend="eager")
+    else:
+        own = layer.forward
+
+        def mine(x: Tensor, state: Any = None, *, lengths: Tensor | None = None) -> Any:
+            called.append(place)
+            return own(x, state, lengths=lengths)
+
+        layer.forward = mine
+    with torch.no_grad():  # the compiler warns of inputs that are not leaves
+        y, _ = model(X)
+    torch.compiler.reset()
+    assert not runs and called == [place] * (how == "replaced")
+    assert_near(y, network()(X)[0], F32)
+
+
+def test_outputs_may_be_changed_in_place() -> None:
+    for batch in (4, 64):  # below and above the size from which memory is pooled
+        x = drawn(100, batch, 64, rate=0.05)
+        pair = Sequential(Dense(64, 256), LIF(256, threshold=0.3))
+        y, _ = pair(x)
+        want = torch.autograd.grad((0.5 * y).square().sum(), pair[0].weight, retain_graph=True)[0]
+        y *= 0.5
+        assert_near(torch.autograd.grad(y.square().sum(), pair[0].weight)[0], want, F32)
+        y, _ = Sequential(Dense(64, 256), nn.ReLU(inplace=True))(drawn(100, batch, 64, rate=0.9))
+        y.sum().backward()
+
+
 class Doubled(Dense):
     def apply_steps(self, x: Tensor) -> Tensor:
         return 2 * super().apply_steps(x)
