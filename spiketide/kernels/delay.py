@@ -4,16 +4,17 @@ With ``K`` kernel places (lags ``K - 1`` to 0) and the ``K - 1`` frames before t
 
     y_o[t] = sum over i, n < K of  k_oi[n] x_i[t + n]          t = 0 .. T - 1,  x of T + K - 1 frames
 
-which is a cross-correlation without padding (torch's ``conv1d``). Three ways to do it:
+which is a cross-correlation without padding (torch's ``conv1d``). Four ways to do it:
 
 - ``reference``: that convolution, ``K`` multiply-adds a synapse and step, whatever stands in the kernel;
-- ``few``: where a kernel is a handful of neighbouring taps, only these, read shifted (:mod:`.delay_cpu`, :mod:`.delay_gpu`);
+- ``reads``: where a kernel is a handful of neighbouring taps, only these, read shifted (:mod:`.delay_cpu`, :mod:`.delay_gpu`);
+- ``events``: such taps for the nonzeros of the input alone (:mod:`.delay_events_cpu`); the input gradient by reads;
 - ``wide``: in the frequency domain, by matrix products alone. The transform of a sequence of ``L`` frames is the product with
   a ``(2 F, L)`` matrix of cosines and sines (``F = L // 2 + 1``), and one complex product of ``(B, I)`` with ``(I, O)`` stands
   for each frequency: four real products a synapse and frequency, for any kernel.
 
-All are exact up to rounding (``wide``: to about 1e-6 of the largest output in float32). :func:`choose` takes the cheaper
-of the last two.
+All are exact up to rounding (``wide``: to about 1e-6 of the largest output in float32; ``reads`` and ``events`` give the same
+bits). :func:`choose` takes the cheapest.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,92 +56,231 @@ def scatter(taps: Tensor, first: Tensor, places: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------ few taps
 
 
-def _tiles(x: Tensor, before: int = 0, after: int = 0, *, spread: bool = True) -> Any:
-    """``x (T, B, N)`` as tiles of 16 samples, silent lines around."""
+TILE_MEMORY = 4 << 20
+"""Bytes of the tiles that are made at a time, unless the threads need more to share."""
+
+
+class _Tiles:
+    """Memory for some tiles of ``x (T, B, N)`` of a few samples each, silent lines around."""
+
+    def __init__(self, x: Tensor, most: int, *, spread: bool = True) -> None:
+        from . import delay_cpu
+
+        length = _length(x.shape[0], x.itemsize, spread)
+        self.x = x.numpy()
+        self.room = empty((most, x.shape[2], length, delay_cpu.LANES), x.dtype).numpy()
+
+    def fill(self, begin: int, count: int) -> Any:
+        """``count`` tiles from tile ``begin`` on."""
+        from . import delay_cpu
+
+        tiles = self.room[:count]
+        delay_cpu.to_tiles(self.x, tiles, begin * delay_cpu.LANES)
+        return tiles
+
+
+def _length(steps: int, itemsize: int, spread: bool) -> int:
+    """Lines of a tile's row."""
     from . import delay_cpu
 
-    steps, batch, n = x.shape
-    length = before + steps + after
+    length = steps + 2 * delay_cpu.EDGE
     if spread:
-        # sixteen rows at a time are read: four lines off a multiple of eight, they lie evenly over the sets of a cache
-        length += (4 - length) % 8
-    tiles = empty((-(-batch // delay_cpu.LANES), n, length, delay_cpu.LANES), x.dtype)
-    delay_cpu.to_tiles(x.detach().contiguous().numpy(), tiles.numpy(), before)
-    return tiles.numpy()
+        # several rows at a time are read: 256 bytes off a multiple of 512, they lie evenly over the sets of a cache
+        line = delay_cpu.LANES * itemsize
+        length += (256 // line - length) % (512 // line)
+    return length
 
 
-def _lines(first: Tensor, rows: int) -> Any:
-    """Where every synapse begins to read in a tile whose inputs have so many lines each ``(O, I * M)``."""
-    inputs = torch.arange(first.shape[1]).unsqueeze(1) * rows
-    return (first + inputs).flatten(1).contiguous().numpy()
+def _waves(x: Tensor, units: int) -> list[tuple[int, int]]:
+    """The tiles of ``x (T, B, N)``, some at a time: from which on, and how many; each is worked on in so many units."""
+    from . import delay_cpu, threading
+
+    total = -(-x.shape[1] // delay_cpu.LANES)
+    size = x.shape[2] * _length(x.shape[0], x.itemsize, True) * delay_cpu.LANES * x.itemsize
+    wave = max(1, TILE_MEMORY // max(1, size), -(-4 * threading.threads() // units))
+    return [(begin, min(wave, total - begin)) for begin in range(0, total, wave)]
 
 
-def _whole_chunks(steps: int) -> int:
-    """Silent lines after ``steps`` so that the loops may run in whole chunks."""
-    from . import delay_cpu
+def _lines(weights: Tensor, frames: int) -> Any:
+    """Where in a tile the input of every synapse ``(I * M)`` begins."""
+    n_in, copies = weights.shape[1:3]
+    rows = torch.arange(n_in) * _length(frames, weights.itemsize, True)
+    return rows.repeat_interleave(copies).numpy()
 
-    return -steps % delay_cpu.CHUNK
+
+class Events(NamedTuple):
+    """The nonzeros of frames ``(T, B, I)``, listed by sample, input and time."""
+
+    starts: Tensor
+    """``(B, I + 1)`` int64, where the list of each input of a sample begins."""
+    steps: Tensor
+    """Their frames, int32."""
+    values: Tensor
+    """What they carry."""
+
+
+def count_events(x: Tensor) -> Tensor:
+    """Nonzeros of every input of every sample ``(B, I)`` int64, of frames ``(T, B, I)`` on the CPU."""
+    from . import delay_events_cpu
+
+    found = torch.empty(x.shape[1:], dtype=torch.int64)
+    delay_events_cpu.count.sized(x.numel(), x.detach().contiguous().numpy(), found.numpy())
+    return found
+
+
+def list_events(x: Tensor, counts: Tensor) -> Events:
+    """The lists, of numbers of nonzeros that are known."""
+    from . import delay_events_cpu
+
+    x = x.detach().contiguous()
+    ends = counts.flatten().cumsum(0).view(counts.shape)
+    starts = torch.empty(counts.shape[0], counts.shape[1] + 1, dtype=torch.int64)
+    starts[:, 0] = ends[:, 0] - counts[:, 0]
+    starts[:, 1:] = ends
+    total = int(ends[-1, -1])
+    steps, values = torch.empty(total, dtype=torch.int32), torch.empty(total, dtype=x.dtype)
+    at = starts[:, :-1].clone(memory_format=torch.contiguous_format)
+    delay_events_cpu.fill.sized(x.numel(), x.numpy(), at.numpy(), steps.numpy(), values.numpy())
+    return Events(starts, steps, values)
+
+
+def _beside(weights: Tensor, first: Tensor) -> tuple[Any, Any, Any, Any]:
+    """What the loops over events read: taps in reverse, input by input, and where they are added; see ``project`` there."""
+    from . import delay_events_cpu
+
+    beyond = -weights.shape[0] % delay_events_cpu.UNROLLED
+    places = 1 - first.permute(1, 2, 0)
+    least, largest = places.flatten(1).amin(1), places.flatten(1).amax(1)
+    taps = weights.permute(1, 2, 0, 3).flip(-1)
+    if beyond:
+        taps = functional.pad(taps, (0, 0, 0, beyond))
+        places = torch.cat([places, places[..., -1:].expand(*places.shape[:2], beyond)], -1)
+    return (
+        taps.contiguous().numpy(),
+        places.to(torch.int32).contiguous().numpy(),
+        least.contiguous().numpy(),
+        largest.contiguous().numpy(),
+    )
+
+
+def _group(steps: int, taps: int, itemsize: int) -> int:
+    """Outputs whose steps share the first-level cache."""
+    from . import delay_events_cpu
+
+    most, each = delay_events_cpu.OUTPUTS, (steps + 2 * taps) * itemsize
+    fit = delay_events_cpu.TILE_BYTES // each // delay_events_cpu.UNROLLED * delay_events_cpu.UNROLLED
+    return max(most // 4, min(most, fit))
 
 
 class _Few(torch.autograd.Function):
-    """Shifted reads of a few taps under autograd."""
+    """A few taps under autograd: forward and their gradient by events (if listed) or shifted reads, the input's by reads."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, taps: Tensor, first: Tensor, places: int, silent: tuple[int, int], engine: str
+        ctx: Any,
+        x: Tensor,
+        taps: Tensor,
+        first: Tensor,
+        places: int,
+        silent: tuple[int, int],
+        engine: str,
+        events: Events | None,
     ) -> Tensor:
         weights, first = taps.detach().contiguous(), first.contiguous()
-        ctx.save_for_backward(x, weights, first)
-        ctx.how = (places, silent, engine)
-        return _project(x.detach(), weights, first, x.shape[0] + sum(silent) - places + 1, silent, engine)
+        steps = x.shape[0] + sum(silent) - places + 1
+        ctx.how = (places, silent, engine, x.shape[0])
+        if events is None:
+            ctx.save_for_backward(weights, first, x)
+            return _project(x, weights, first, steps, silent[0], engine)
+        ctx.save_for_backward(weights, first, *events)
+        return _project_events(events, weights, first, steps, silent[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weights, first = ctx.saved_tensors
-        places, silent, engine = ctx.how
+        weights, first, *given = ctx.saved_tensors
+        places, silent, engine, frames = ctx.how
         gx = gtaps = None
         if ctx.needs_input_grad[1]:
-            gtaps = _tap_gradient(x.detach(), gy, weights, first, silent, engine)
+            if len(given) == 1:
+                gtaps = _tap_gradient(given[0], gy, weights, first, silent[0], engine)
+            else:
+                gtaps = _event_gradient(Events(*given), gy, weights, first, silent[0])
         if ctx.needs_input_grad[0]:
-            # the same sum with inputs and outputs, and the order of the taps, exchanged; from the first frame that was given:
-            # what the silent ones before it would get is left out
+            # the same sum with inputs and outputs, and the order of the taps, exchanged; what the silent frames would get is
+            # left out
             back = weights.permute(1, 0, 2, 3).flip(-1).contiguous()
-            at = places - weights.shape[-1] - first.permute(1, 0, 2) + silent[0]
-            gx = _project(gy, back, at.contiguous(), x.shape[0], (places - 1, places - 1), engine)
-        return gx, gtaps, None, None, None, None
+            at = (places - weights.shape[-1] - first.permute(1, 0, 2)).contiguous()
+            gx = _project(gy, back, at, frames, places - 1 - silent[0], engine)
+        return gx, gtaps, None, None, None, None, None
 
 
-def _project(
-    x: Tensor, weights: Tensor, first: Tensor, steps: int, silent: tuple[int, int], engine: str
-) -> Tensor:
-    """Outputs ``(steps, B, O)`` of frames between silent ones."""
-    if engine == "gpu":
-        from . import delay_gpu
+def _project_events(events: Events, weights: Tensor, first: Tensor, steps: int, before: int) -> Tensor:
+    """Outputs ``(steps, B, O)`` of the nonzeros behind so many silent frames."""
+    from . import delay_events_cpu
 
-        return delay_gpu.project(x.contiguous(), weights, first, steps, silent[0])
-    from . import delay_cpu
-
-    tiles = _tiles(x, silent[0], silent[1] + _whole_chunks(steps))
-    y = empty((steps, x.shape[1], weights.shape[0]), x.dtype)
-    delay_cpu.project(tiles, weights.flatten(1, 2).numpy(), _lines(first, tiles.shape[2]), y.numpy())
+    y = empty((steps, events.starts.shape[0], weights.shape[0]), weights.dtype)
+    group = _group(steps, weights.shape[-1], weights.itemsize)
+    lists = (e.numpy() for e in events)
+    delay_events_cpu.project(*lists, *_beside(weights, first), before, group, y.numpy())
     return y
 
 
-def _tap_gradient(
-    x: Tensor, gy: Tensor, weights: Tensor, first: Tensor, silent: tuple[int, int], engine: str
-) -> Tensor:
+def _event_gradient(events: Events, gy: Tensor, weights: Tensor, first: Tensor, before: int) -> Tensor:
     """Gradient of the taps, in the shape of ``weights``."""
+    from . import delay_events_cpu
+
+    taps, places, least, largest = _beside(weights, first)
+    n_out, width = weights.shape[0], weights.shape[-1]
+    rows = empty((gy.shape[1], taps.shape[2], gy.shape[0] + 2 * width), gy.dtype)
+    delay_events_cpu.to_rows(gy.contiguous().numpy(), rows.numpy(), width)
+    found = empty(taps.shape, gy.dtype)
+    group = _group(gy.shape[0], width, gy.itemsize)
+    lists = (e.numpy() for e in events)
+    delay_events_cpu.gradient(*lists, rows.numpy(), places, least, largest, before, group, found.numpy())
+    return found[:, :, :n_out].flip(-1).permute(2, 0, 1, 3).contiguous()
+
+
+def _project(x: Tensor, weights: Tensor, first: Tensor, steps: int, before: int, engine: str) -> Tensor:
+    """Outputs ``(steps, B, O)`` of frames behind so many silent ones."""
+    x = x.detach().contiguous()
     if engine == "gpu":
         from . import delay_gpu
 
-        return delay_gpu.gradient(x.contiguous(), gy.contiguous(), weights, first, silent[0])
+        return delay_gpu.project(x, weights, first, steps, before)
     from . import delay_cpu
 
-    found, after = torch.empty_like(weights), _whole_chunks(gy.shape[0])
-    tiles = _tiles(x, silent[0], silent[1] + after)
-    lines = _lines(first, tiles.shape[2])
-    delay_cpu.gradient(tiles, _tiles(gy, 0, after, spread=False), lines, found.flatten(1, 2).numpy())
+    frames, batch, _ = x.shape
+    n_out = weights.shape[0]
+    y = empty((steps, batch, n_out), x.dtype)
+    taps, lines = weights.flatten(1, 2).numpy(), _lines(weights, frames)
+    places = (first - before).flatten(1).contiguous().numpy()
+    waves = _waves(x, -(-n_out // delay_cpu.GROUP))
+    tiles = _Tiles(x, waves[0][1])
+    for wave in waves:
+        sample = wave[0] * delay_cpu.LANES
+        delay_cpu.project(tiles.fill(*wave), taps, places, lines, frames, sample, y.numpy())
+    return y
+
+
+def _tap_gradient(x: Tensor, gy: Tensor, weights: Tensor, first: Tensor, before: int, engine: str) -> Tensor:
+    """Gradient of the taps, in the shape of ``weights``."""
+    x, gy = x.detach().contiguous(), gy.contiguous()
+    if engine == "gpu":
+        from . import delay_gpu
+
+        return delay_gpu.gradient(x, gy, weights, first, before)
+    from . import delay_cpu
+
+    found, lines = torch.zeros_like(weights), _lines(weights, x.shape[0])
+    places = (first - before).flatten(1).contiguous().numpy()
+    waves = _waves(x, weights.shape[0])
+    tiles, outer = _Tiles(x, waves[0][1]), _Tiles(gy, waves[0][1], spread=False)
+    for wave in waves:
+        delay_cpu.gradient(
+            tiles.fill(*wave), outer.fill(*wave), places, lines, x.shape[0], gy.shape[0],
+            found.flatten(1, 2).numpy(),
+        )  # fmt: skip
     return found
 
 
@@ -159,8 +299,9 @@ def few(
     silent: tuple[int, int] = (0, 0),
     *,
     engine: str | None = None,
+    events: Events | None = None,
 ) -> Tensor:
-    """Delayed projection by kernels of ``N`` neighbouring taps, read shifted; float32 or float64.
+    """Delayed projection by kernels of ``N`` neighbouring taps, by shifted reads or by events; float32 or float64.
 
     Shapes:
         ``x (T + places - 1, B, I)``, ``taps (O, I, M, N)`` with ``N`` one of 1, 2, 4, 8, ``first (O, I, M)`` int64 with
@@ -169,8 +310,9 @@ def few(
 
     Args:
         engine: ``"cpu"`` (Numba), ``"gpu"`` (Triton; CPU tensors in its interpreter), or ``None`` for that of the device.
+        events: the nonzeros of ``x`` (:func:`list_events`), on the CPU; without them all of ``x`` is read shifted.
     """
-    y: Tensor = _Few.apply(x, taps, first, places, silent, engine or ("gpu" if x.is_cuda else "cpu"))
+    y: Tensor = _Few.apply(x, taps, first, places, silent, engine or ("gpu" if x.is_cuda else "cpu"), events)
     return y
 
 
@@ -295,17 +437,49 @@ SMALL_SHIFT = 1 << 20
 
 # ----------------------------------------------------------------------------------------------------------- the choice
 
-FEW_MACS, WIDE_MACS, REFERENCE_MACS = 40.0, 75.0, 50.0
-"""Multiply-adds a nanosecond of one core: shifted reads, torch's products, torch's convolution. Measured on a Xeon
-(AVX-512)."""
 
-WIDE_CALL, REFERENCE_CALL = 300_000.0, 50_000.0
-"""Nanoseconds that the way takes whatever the size."""
+class Costs(NamedTuple):
+    """Nanoseconds of one core.
+
+    Measured on an EPYC core (AVX2) in float32. Only the ratios decide; with AVX-512 the products, shifted reads among them, are
+    faster than here beside the events.
+    """
+
+    read: float = 0.06
+    """A synapse and step of shifted reads, whatever its taps."""
+    tap: float = 0.02
+    """A tap of it."""
+    spike: float = 1.5
+    """Adding the taps of one synapse for one event."""
+    listing: float = 25.0
+    """Listing an event, and beginning with each of its outputs' groups."""
+    element: float = 1.0
+    """Looking for events at an element of the input."""
+    wide: float = 0.05
+    """A multiply-add of torch's matrix products in the frequency domain."""
+    reference: float = 0.03
+    """A multiply-add of torch's convolution."""
+    few_call: float = 500_000.0
+    """What shifted reads or events take whatever the size."""
+    wide_call: float = 1_000_000.0
+    """What the way through the frequency domain takes."""
+    reference_call: float = 500_000.0
+    """What the convolution takes."""
 
 
-def few_cost(steps: int, batch: int, n_in: int, n_out: int, taps: int) -> float:
+COSTS = Costs()
+
+
+def read_cost(steps: int, batch: int, n_in: int, n_out: int, taps: int) -> float:
     """Nanoseconds of one core for one pass by shifted reads."""
-    return -(-batch // 16) * 16 * steps * n_in * n_out * taps / FEW_MACS
+    places = -(-steps // 5) * 5 * -(-batch // 8) * 8
+    return places * n_in * n_out * (COSTS.read + COSTS.tap * taps) + COSTS.few_call
+
+
+def event_cost(elements: int, n_out: int, copies: int, events: float) -> float:
+    """Nanoseconds of one core for one pass by the ``events`` among so many elements of the input."""
+    updates = events * copies * (-(-n_out // 4) * 4)
+    return COSTS.spike * updates + COSTS.listing * events + COSTS.element * elements + COSTS.few_call
 
 
 def wide_cost(steps: int, batch: int, n_in: int, n_out: int, places: int) -> float:
@@ -314,27 +488,45 @@ def wide_cost(steps: int, batch: int, n_in: int, n_out: int, places: int) -> flo
     twice = 2 * (length // 2 + 1)
     products = 2 * twice * batch * n_in * n_out
     transforms = twice * (length * batch * n_in + places * n_in * n_out + steps * batch * n_out)
-    return (products + transforms) / WIDE_MACS + WIDE_CALL
+    return (products + transforms) * COSTS.wide + COSTS.wide_call
 
 
 def reference_cost(steps: int, batch: int, n_in: int, n_out: int, places: int) -> float:
     """Nanoseconds of one core for one pass of the convolution."""
-    return steps * batch * n_in * n_out * places / REFERENCE_MACS + REFERENCE_CALL
+    return steps * batch * n_in * n_out * places * COSTS.reference + COSTS.reference_call
 
 
-def choose(steps: int, batch: int, n_in: int, n_out: int, taps: int | None, places: int) -> str:
-    """The cheapest way: ``"few"`` (``taps`` is the number for all copies together, ``None`` where it cannot run),
-    ``"wide"`` or ``"reference"``.
+def choose(
+    steps: int,
+    batch: int,
+    n_in: int,
+    n_out: int,
+    taps: tuple[int, int] | None,
+    places: int,
+    events: float | None = None,
+) -> str:
+    """The cheapest way: ``"reads"``, ``"events"``, ``"wide"`` or ``"reference"``.
 
     Example:
         >>> from spiketide.kernels.delay import choose
-        >>> choose(100, 128, 140, 256, 2, 25), choose(100, 128, 140, 256, None, 25), choose(5, 2, 4, 4, None, 25)
-        ('few', 'wide', 'reference')
+        >>> choose(100, 128, 140, 256, (1, 4), 25), choose(100, 128, 140, 256, (1, 4), 25, events=0.02 * 124 * 128 * 140)
+        ('reads', 'events')
+        >>> choose(100, 128, 140, 256, None, 25), choose(5, 2, 4, 4, None, 25)
+        ('wide', 'reference')
+
+    Args:
+        steps, batch, n_in, n_out: sizes.
+        taps: copies of a connection, and taps of each; ``None`` where a kernel is not a few taps.
+        places: of a kernel.
+        events: nonzeros of the input; ``None`` where their way cannot run.
     """
     costs = {
         "wide": wide_cost(steps, batch, n_in, n_out, places),
         "reference": reference_cost(steps, batch, n_in, n_out, places),
     }
     if taps is not None:
-        costs["few"] = few_cost(steps, batch, n_in, n_out, taps)
+        copies, each = taps
+        costs["reads"] = copies * read_cost(steps, batch, n_in, n_out, each)
+        if events is not None:
+            costs["events"] = event_cost(steps * batch * n_in, n_out, copies, events)
     return min(costs, key=lambda way: costs[way])

@@ -21,13 +21,13 @@ intrinsic: Any = extending.intrinsic  # what it makes is called with other argum
 
 
 @functools.cache
-def _register() -> int:
+def register_bytes() -> int:
     """Bytes of a vector register."""
     features = binding.get_host_cpu_features()
     return 64 if features.get("avx512f") else 32 if features.get("avx") else 16
 
 
-ROWS = 8 if _register() == 64 else 6
+ROWS = 8 if register_bytes() == 64 else 6
 """Rows of a tile, which read a row of the matrix together."""
 
 VECTORS = 2
@@ -36,7 +36,7 @@ VECTORS = 2
 
 def columns(dtype: Any) -> int:
     """Columns of a tile for numbers of ``dtype``."""
-    return _register() * VECTORS // np.dtype(dtype).itemsize
+    return register_bytes() * VECTORS // np.dtype(dtype).itemsize
 
 
 def _address(context: Any, builder: Any, kind: Any, array: Any) -> tuple[Any, Any]:
@@ -57,7 +57,7 @@ def tile_product(typing: Any, out: Any, places: Any, i: Any, g: Any, w: Any) -> 
         kinds, word = signature.args, ir.IntType(64)
         number = context.get_value_type(kinds[0].dtype)
         itemsize = context.get_abi_sizeof(number)
-        lanes = _register() // itemsize
+        lanes = register_bytes() // itemsize
         vector = ir.VectorType(number, lanes)
         into, into_row = _address(context, builder, kinds[0], out)
         into = builder.add(into, builder.mul(shift, word(itemsize)))

@@ -111,8 +111,11 @@ def last_frames(before: Tensor, x: Tensor, lengths: Tensor | None, kept: int) ->
     """
     steps = x.shape[0]
     if lengths is None:
-        frames = x if steps >= kept else torch.cat([before, x])
-        return frames[frames.shape[0] - kept :].transpose(0, 1)
+        if steps < kept:
+            return torch.cat([before[before.shape[0] - (kept - steps) :], x]).transpose(0, 1)
+        frames = x[steps - kept :].transpose(0, 1)
+        # a few frames are copied, so that whoever keeps them does not keep the sequence
+        return frames.clone() if 2 * kept <= steps else frames
     frames = torch.cat([before, x]).transpose(0, 1)
     samples = torch.arange(frames.shape[0], device=frames.device).unsqueeze(1)
     return frames[samples, lengths.to(frames.device).unsqueeze(1) + torch.arange(kept, device=frames.device)]

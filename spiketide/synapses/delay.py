@@ -299,10 +299,14 @@ class _Delayed(Synapse):
     def remember(self, before: Tensor | None, x: Tensor, lengths: Tensor | None) -> Tensor:
         """The last ``max_delay`` frames of each sample ``(B, max_delay, *features)``; ``before`` is ``None`` for silence."""
         kept, tail = self.delays.max_delay, (0, self.tail)
+        if lengths is None and before is None and x.shape[0] + self.tail < kept:
+            around = (kept - x.shape[0] - self.tail, self.tail)
+            return functional.pad(x, (*[0, 0] * (x.dim() - 1), *around)).transpose(0, 1)
         if before is None:
-            before = x.new_zeros(kept, *x.shape[1:])
+            before = x.new_zeros(kept, *x.shape[1:]) if lengths is not None else x[:0]
         if lengths is None:
-            return last_frames(before, _given(x[max(0, x.shape[0] - kept) :], tail), None, kept)
+            recent = _given(x[max(0, x.shape[0] - kept) :], tail) if self.tail else x
+            return last_frames(before, recent, None, kept)
         return last_frames(before, _given(x, tail), lengths + self.tail, kept)
 
 
@@ -483,15 +487,21 @@ class SynapticDelay(_Delayed):
         if steps < 1 or batch < 1:
             return frames.new_zeros(max(0, steps), batch, self.n_out)
         taps = delays.count()
-        total = None
+        each, events, counts = None, None, None
         if taps is not None and kernels.few_runs(frames.device, taps):
-            total = taps * self.kernel_count
-        way = kernels.choose(steps, batch, self.n_in, self.n_out, total, delays.places)
+            each = (self.kernel_count, taps)
+            if frames.device.type == "cpu" and _plain(frames) and frames.shape[0]:
+                counts = kernels.count_events(frames)
+                events = float(counts.sum())
+        way = kernels.choose(steps, batch, self.n_in, self.n_out, each, delays.places, events)
         if not _plain(frames):
             way = "reference"
         if taps is not None:
             values, first = delays.few(weight, taps)
-            if way == "few":
+            if way == "events" and counts is not None:
+                listed = kernels.list_events(frames, counts)
+                return kernels.few(frames, values, first, delays.places, silent, events=listed)
+            if way in ("reads", "events"):
                 return kernels.few(frames, values, first, delays.places, silent)
             kernel = kernels.scatter(values, first, delays.places)
         else:

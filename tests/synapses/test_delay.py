@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,16 +206,24 @@ def test_widths_and_rates_over_the_epochs_are_the_published_tables() -> None:
 SIZES = [(9, 3, 5, 6, 1), (20, 17, 4, 33, 2), (6, 16, 7, 9, 3), (12, 33, 3, 18, 1)]
 
 
+def by_events(x: Tensor, w: Tensor, first: Tensor, places: int, silent: tuple[int, int] = (0, 0)) -> Tensor:
+    """The taps added for the nonzeros alone."""
+    events = kernels.list_events(x, kernels.count_events(x))
+    return kernels.few(x, w, first, places, silent, events=events)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("taps", kernels.TAPS)
+@pytest.mark.parametrize("more", [5, 70])
 @pytest.mark.parametrize("size", SIZES)
-def test_shifted_reads_and_frequency_domain_are_the_convolution(
-    size: tuple[int, ...], taps: int, dtype: torch.dtype
+def test_reads_events_and_frequency_domain_are_the_convolution(
+    size: tuple[int, ...], more: int, taps: int, dtype: torch.dtype
 ) -> None:
     steps, batch, n_in, n_out, copies = size
-    places = taps + 5
+    places = taps + more
     torch.manual_seed(taps)
-    x = torch.randn(steps + places - 1, batch, n_in, dtype=dtype, requires_grad=True)
+    x = torch.randn(steps + places - 1, batch, n_in, dtype=dtype)
+    x = (x * (torch.rand_like(x) < 0.3)).requires_grad_()
     w = torch.randn(n_out, n_in, copies, taps, dtype=dtype, requires_grad=True)
     first = torch.randint(0, places - taps + 1, (n_out, n_in, copies))
     cotangent = torch.randn(steps, batch, n_out, dtype=dtype)
@@ -223,13 +232,15 @@ def test_shifted_reads_and_frequency_domain_are_the_convolution(
     for y in (
         kernels.reference(x, kernel),
         kernels.few(x, w, first, places),
+        by_events(x, w, first, places),
         kernels.wide(x, kernel),
     ):
         results.append((y.detach(), *torch.autograd.grad(y, (x, w), cotangent, retain_graph=True)))
     rtol = 3e-6 if dtype == torch.float32 else 1e-13
-    for way, got in zip(("few", "wide"), results[1:], strict=True):
+    for way, got in zip(("reads", "events", "wide"), results[1:], strict=True):
         for what, a, b in zip(("output", "input gradient", "tap gradient"), got, results[0], strict=True):
             assert_near(a.contiguous(), b.contiguous(), rtol, f"{way}: {what}")
+    assert torch.equal(results[1][0], results[2][0]), "reads and events give the same bits"
 
 
 @pytest.mark.parametrize("silent", [(8, 0), (8, 3), (0, 5), (2, 1)])
@@ -244,10 +255,47 @@ def test_silent_frames_that_are_left_out_count_as_if_given(silent: tuple[int, in
     truth = kernels.reference(padded, kernel)
     cotangent = torch.randn_like(truth)
     want = (truth.detach(), *torch.autograd.grad(truth, (x, w), cotangent, retain_graph=True))
-    for y in (kernels.few(x, w, first, 9, silent), kernels.wide(x, kernel, silent)):
+    ways = (
+        kernels.few(x, w, first, 9, silent),
+        by_events(x, w, first, 9, silent),
+        kernels.wide(x, kernel, silent),
+    )
+    for y in ways:
         got = (y.detach(), *torch.autograd.grad(y, (x, w), cotangent, retain_graph=True))
         for what, a, b in zip(("output", "input gradient", "tap gradient"), got, want, strict=True):
             assert_near(a.contiguous(), b.contiguous(), 1e-12, what)
+
+
+def test_reads_are_the_same_however_few_tiles_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(13)
+    x = torch.randn(40, 90, 3, requires_grad=True)
+    w = torch.randn(150, 3, 1, 4, requires_grad=True)
+    first = torch.randint(0, 60, (150, 3, 1))
+    outcomes = []
+    for memory in (1 << 30, 1):
+        monkeypatch.setattr(kernels, "TILE_MEMORY", memory)
+        y = kernels.few(x, w, first, 63, (62, 0))
+        outcomes.append((y.detach(), *torch.autograd.grad(y.square().sum(), (x, w))))
+    assert len(kernels._waves(x.detach(), 3)) > 1
+    for a, b in zip(*outcomes, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_events_cost_nothing_where_nothing_happens_and_touch_no_weight_there() -> None:
+    x = torch.zeros(6, 2, 3)
+    x[2, 1, 0] = 2.0
+    w = torch.full((4, 3, 1, 2), float("inf"))
+    w[:, 0] = 1.0
+    w.requires_grad_()
+    first = torch.zeros(4, 3, 1, dtype=torch.int64)
+    y = by_events(x, w, first, 2, (1, 0))
+    want = torch.zeros(6, 2, 4)
+    want[2:4, 1] = 2.0
+    assert torch.equal(y, want)
+    (gradient,) = torch.autograd.grad(y.sum(), w)
+    assert bool((gradient[:, 0] == 2.0).all()) and not gradient[:, 1:].any()
+    silent = by_events(torch.zeros(6, 2, 3), w, first, 2, (1, 0))
+    assert not silent.any() and not torch.autograd.grad(silent.sum(), w)[0].any()
 
 
 def test_channels_are_shifted_alike_by_convolution_and_frequency_domain(
@@ -266,16 +314,17 @@ def test_channels_are_shifted_alike_by_convolution_and_frequency_domain(
         assert_near(a, b, 1e-12, "shift of channels")
 
 
-def test_shifted_reads_do_not_depend_on_the_number_of_threads() -> None:
+@pytest.mark.parametrize("way", [kernels.few, by_events])
+def test_neither_reads_nor_events_depend_on_the_number_of_threads(way: Any) -> None:
     torch.manual_seed(0)
-    x = torch.randn(30, 40, 9, requires_grad=True)
-    w = torch.randn(21, 9, 1, 4, requires_grad=True)
-    first = torch.randint(0, 4, (21, 9, 1))
+    x = torch.randn(30, 40, 90, requires_grad=True)
+    w = torch.randn(210, 90, 1, 4, requires_grad=True)
+    first = torch.randint(0, 4, (210, 90, 1))
     before, outcomes = torch.get_num_threads(), []
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            y = kernels.few(x, w, first, 8)
+            y = way(x, w, first, 8)
             outcomes.append((y.detach(), *torch.autograd.grad(y.square().sum(), (x, w))))
     finally:
         torch.set_num_threads(before)
@@ -289,8 +338,8 @@ def test_the_layer_is_the_same_by_every_way(width: float, monkeypatch: pytest.Mo
     layer = SynapticDelay(6, 5, 24, width=width, kernel_count=2).double()
     x = torch.rand(30, 3, 6, dtype=torch.float64)
     outcomes = {}
-    for way in ("reference", "wide", "few"):
-        if way == "few" and width > 1:
+    for way in ("reference", "wide", "reads", "events"):
+        if way in ("reads", "events") and width > 1:
             continue
         monkeypatch.setattr(kernels, "choose", lambda *a, way=way: way)
         y, _ = layer(x)
@@ -314,9 +363,10 @@ def test_the_future_touches_the_past_by_rounding_alone_where_kernels_are_wide(
     a, b = layer(x)[0].detach(), layer(other)[0].detach()
     leak = float((a[:50] - b[:50]).abs().max() / a.abs().max())
     assert 0 < leak <= 1e-6
-    monkeypatch.setattr(kernels, "choose", lambda *a: "few")
     layer.eval()
-    assert torch.equal(layer(x)[0][:50], layer(other)[0][:50])
+    for way in ("reads", "events"):
+        monkeypatch.setattr(kernels, "choose", lambda *a, way=way: way)
+        assert torch.equal(layer(x)[0][:50], layer(other)[0][:50])
 
 
 def test_few_taps_cost_less_and_wide_kernels_more() -> None:
@@ -324,8 +374,43 @@ def test_few_taps_cost_less_and_wide_kernels_more() -> None:
     widths = [0.3, 0.5, 0.8, 1.0, 1.5, 2.0]
     counts = [taps_for(w) or 99 for w in widths]
     assert counts == sorted(counts)
-    assert kernels.choose(100, 128, 140, 256, 1, 25) == "few"
+    assert kernels.choose(100, 128, 140, 256, (1, 1), 25) == "reads"
     assert kernels.choose(100, 128, 256, 256, None, 25) == "wide"
+
+
+@pytest.mark.parametrize("taps", kernels.TAPS)
+def test_few_events_are_cheaper_than_reads_and_many_are_not(taps: int) -> None:
+    elements = 100 * 128 * 140
+    ways = [
+        kernels.choose(100, 128, 140, 256, (1, taps), 1001, share * elements)
+        for share in (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    ]
+    turn = ways.index("reads")
+    assert 2 <= turn <= 7 and ways == ["events"] * turn + ["reads"] * (len(ways) - turn)
+
+
+def test_the_layer_goes_by_what_its_input_holds() -> None:
+    torch.manual_seed(14)
+    layer = SynapticDelay(64, 256, 30, width=0.23)
+    sparse, dense = (torch.rand(50, 32, 64) < share for share in (0.01, 0.9))
+    made = [layer(x.float())[0].grad_fn for x in (sparse, dense)]
+    # what is kept for the backward: the lists, or the input itself
+    kept = [[tuple(t.shape) for t in f.saved_tensors] for f in made]
+    assert (32, 65) in kept[0] and (50, 32, 64) not in kept[0]
+    assert (50, 32, 64) in kept[1] and (32, 65) not in kept[1]
+
+
+def test_the_state_is_not_the_whole_sequence() -> None:
+    """Who keeps the last frames does not keep all of them; gradients still pass."""
+    x = torch.rand(40, 2, 3, requires_grad=True)
+    for delay, own in ((5, True), (39, False)):
+        _, (frames,) = SynapticDelay(3, 4, delay)(x)
+        assert torch.equal(frames, x[40 - delay :].transpose(0, 1))
+        assert (frames.untyped_storage().nbytes() < x.untyped_storage().nbytes()) == own
+        (g,) = torch.autograd.grad(frames.sum(), x)
+        assert torch.equal(g, (torch.arange(40) >= 40 - delay).float().view(40, 1, 1).expand_as(g))
+    _, (frames,) = SynapticDelay(3, 4, 60)(x)
+    assert torch.equal(frames[:, 20:], x.transpose(0, 1)) and not frames[:, :20].any()
 
 
 # ------------------------------------------------------------------------------------------------------ the layer itself
