@@ -445,10 +445,12 @@ class Costs(NamedTuple):
     faster than here beside the events.
     """
 
-    read: float = 0.06
-    """A synapse and step of shifted reads, whatever its taps."""
-    tap: float = 0.02
+    read: float = 0.07
+    """A synapse and step of shifted reads, whatever its taps; mean of forward and gradient, as all that follows."""
+    tap: float = 0.024
     """A tap of it."""
+    tile: float = 2.7
+    """Putting an element of the input into a tile."""
     spike: float = 1.5
     """Adding the taps of one synapse for one event."""
     listing: float = 25.0
@@ -473,7 +475,7 @@ COSTS = Costs()
 def read_cost(steps: int, batch: int, n_in: int, n_out: int, taps: int) -> float:
     """Nanoseconds of one core for one pass by shifted reads."""
     places = -(-steps // 5) * 5 * -(-batch // 8) * 8
-    return places * n_in * n_out * (COSTS.read + COSTS.tap * taps) + COSTS.few_call
+    return places * n_in * (n_out * (COSTS.read + COSTS.tap * taps) + COSTS.tile) + COSTS.few_call
 
 
 def event_cost(elements: int, n_out: int, copies: int, events: float) -> float:

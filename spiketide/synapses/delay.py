@@ -336,9 +336,9 @@ class SynapticDelay(_Delayed):
     :class:`DelayAnneal`: wide kernels find far delays, narrow ones are nearly the single tap that evaluation uses. In
     evaluation delays are rounded to whole steps and every connection is one tap of weight ``w`` (``round_in_eval``).
 
-    What it costs: with few taps (``"linear"``, narrow Gaussians, evaluation) about as many multiply-adds as a linear
+    What it costs: with few taps (``"linear"``, narrow Gaussians, evaluation) what the input's spikes cost, or about a linear
     layer for every tap, by shifted reads; with wide kernels about five linear layers, in the frequency domain, however
-    long the kernel. The cheaper is taken. Narrow Gaussians are truncated: see :data:`KEPT`.
+    long the kernel. The cheapest is taken. Narrow Gaussians are truncated: see :data:`KEPT`.
 
     Example:
         >>> import torch
