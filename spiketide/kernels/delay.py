@@ -4,11 +4,12 @@ With ``K`` kernel places (lags ``K - 1`` to 0) and the ``K - 1`` frames before t
 
     y_o[t] = sum over i, n < K of  k_oi[n] x_i[t + n]          t = 0 .. T - 1,  x of T + K - 1 frames
 
-which is a cross-correlation without padding (torch's ``conv1d``). Four ways to do it:
+which is a cross-correlation without padding (torch's ``conv1d``). Five ways to do it:
 
 - ``reference``: that convolution, ``K`` multiply-adds a synapse and step, whatever stands in the kernel;
 - ``reads``: where a kernel is a handful of neighbouring taps, only these, read shifted (:mod:`.delay_cpu`, :mod:`.delay_gpu`);
 - ``events``: such taps for the nonzeros of the input alone (:mod:`.delay_events_cpu`); the input gradient by reads;
+- ``windows``: whole kernels for the nonzeros of the input alone (:mod:`.delay_windows_cpu`); the input gradient by the next;
 - ``wide``: in the frequency domain, by matrix products alone. The transform of a sequence of ``L`` frames is the product with
   a ``(2 F, L)`` matrix of cosines and sines (``F = L // 2 + 1``), and one complex product of ``(B, I)`` with ``(I, O)`` stands
   for each frequency: four real products a synapse and frequency, for any kernel.
@@ -410,6 +411,81 @@ def wide(x: Tensor, kernel: Tensor, silent: tuple[int, int] = (0, 0)) -> Tensor:
     return y
 
 
+# ------------------------------------------------------------------------------------------------------------- windows
+
+GROUP = 64
+"""Most outputs whose kernels stand side by side."""
+
+
+def _blocks(kernel: Tensor) -> Tensor:
+    """Kernels ``(K, O, I)`` as blocks ``(groups, I, K, width)``, places in reverse, zeros beyond the last output."""
+    n_out = kernel.shape[1]
+    groups = -(-n_out // GROUP)
+    width = -(-n_out // (8 * groups)) * 8
+    padded = functional.pad(kernel.flip(0), (0, 0, 0, groups * width - n_out))
+    return padded.unflatten(1, (groups, width)).permute(1, 3, 0, 2).contiguous()
+
+
+def _from_blocks(blocks: Tensor, n_out: int) -> Tensor:
+    """The reverse of :func:`_blocks`."""
+    return blocks.permute(2, 0, 3, 1).flatten(1, 2)[:, :n_out].flip(0)
+
+
+class _Windows(torch.autograd.Function):
+    """Whole kernels by events under autograd; the input's gradient by a way that is dense."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, silent: tuple[int, int], events: Events) -> Tensor:
+        from . import delay_windows_cpu
+
+        kernel = kernel.detach()
+        ctx.save_for_backward(kernel, *events)
+        ctx.how = (silent, x.shape)
+        steps = x.shape[0] + sum(silent) - kernel.shape[0] + 1
+        y = empty((steps, x.shape[1], kernel.shape[1]), x.dtype)
+        lists = (e.numpy() for e in events)
+        delay_windows_cpu.project(*lists, _blocks(kernel).numpy(), silent[0], kernel.shape[1], y.numpy())
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        from . import delay_windows_cpu
+
+        kernel, *given = ctx.saved_tensors
+        silent, (frames, batch, n_in) = ctx.how
+        places, n_out, _ = kernel.shape
+        gx = gkernel = None
+        if ctx.needs_input_grad[1]:
+            groups = -(-n_out // GROUP)
+            width = -(-n_out // (8 * groups)) * 8
+            grouped = empty((batch, groups, gy.shape[0], width), gy.dtype)
+            delay_windows_cpu.to_groups(gy.contiguous().numpy(), grouped.numpy())
+            found = empty((groups, n_in, places, width), gy.dtype)
+            lists = (e.numpy() for e in given)
+            delay_windows_cpu.gradient(*lists, grouped.numpy(), silent[0], found.numpy())
+            gkernel = _from_blocks(found, n_out).contiguous()
+        if ctx.needs_input_grad[0]:
+            # the same sum with inputs and outputs, and the order of the places, exchanged
+            back = kernel.flip(0).transpose(1, 2)
+            around = (places - 1 - silent[0], places - 1 - silent[1])
+            if choose(frames, batch, n_out, n_in, None, places) == "wide":
+                gx = wide(gy, back, around)
+            else:
+                gx = reference(functional.pad(gy, (0, 0, 0, 0, *around)), back)
+        return gx, gkernel, None, None
+
+
+def windows(x: Tensor, kernel: Tensor, events: Events, silent: tuple[int, int] = (0, 0)) -> Tensor:
+    """Delayed projection by whole kernels for the nonzeros of the input alone, on the CPU.
+
+    Shapes: ``x (T + K - 1, B, I)``, ``kernel (K, O, I)`` -> ``(T, B, O)``; ``silent`` as :func:`wide`, ``events`` of
+    :func:`list_events`.
+    """
+    y: Tensor = _Windows.apply(x, kernel, silent, events)
+    return y
+
+
 def shift_channels(x: Tensor, kernel: Tensor) -> Tensor:
     """Delay every channel by its own kernel: ``y_i[t] = sum over n < K of k_i[n] x_i[t + n]``, differentiable by torch.
 
@@ -457,6 +533,10 @@ class Costs(NamedTuple):
     """Listing an event, and beginning with each of its outputs' groups."""
     element: float = 1.0
     """Looking for events at an element of the input."""
+    window: float = 0.095
+    """Adding one place of the kernel of one synapse for one event."""
+    alone: float = 2.1
+    """What windows may cost less where the input needs a gradient: its transforms serve the other passes of ``wide`` too."""
     wide: float = 0.05
     """A multiply-add of torch's matrix products in the frequency domain."""
     reference: float = 0.03
@@ -484,6 +564,12 @@ def event_cost(elements: int, n_out: int, copies: int, events: float) -> float:
     return COSTS.spike * updates + COSTS.listing * events + COSTS.element * elements + COSTS.few_call
 
 
+def window_cost(elements: int, steps: int, n_out: int, places: int, events: float) -> float:
+    """Nanoseconds of one core for one pass by whole kernels for the ``events`` among so many elements of the input."""
+    updates = events * (-(-n_out // 8) * 8) * min(places, steps)
+    return COSTS.window * updates + COSTS.listing * events + COSTS.element * elements + COSTS.few_call
+
+
 def wide_cost(steps: int, batch: int, n_in: int, n_out: int, places: int) -> float:
     """Nanoseconds of one core for one pass in the frequency domain."""
     length = steps + places - 1
@@ -506,8 +592,9 @@ def choose(
     taps: tuple[int, int] | None,
     places: int,
     events: float | None = None,
+    gradient: bool = False,
 ) -> str:
-    """The cheapest way: ``"reads"``, ``"events"``, ``"wide"`` or ``"reference"``.
+    """The cheapest way: ``"reads"``, ``"events"``, ``"windows"``, ``"wide"`` or ``"reference"``.
 
     Example:
         >>> from spiketide.kernels.delay import choose
@@ -515,12 +602,15 @@ def choose(
         ('reads', 'events')
         >>> choose(100, 128, 140, 256, None, 25), choose(5, 2, 4, 4, None, 25)
         ('wide', 'reference')
+        >>> choose(100, 128, 140, 256, None, 25, events=0.02 * 124 * 128 * 140)
+        'windows'
 
     Args:
         steps, batch, n_in, n_out: sizes.
         taps: copies of a connection, and taps of each; ``None`` where a kernel is not a few taps.
         places: of a kernel.
-        events: nonzeros of the input; ``None`` where their way cannot run.
+        events: nonzeros of the input; ``None`` where their ways cannot run.
+        gradient: whether the input needs one.
     """
     costs = {
         "wide": wide_cost(steps, batch, n_in, n_out, places),
@@ -531,4 +621,7 @@ def choose(
         costs["reads"] = copies * read_cost(steps, batch, n_in, n_out, each)
         if events is not None:
             costs["events"] = event_cost(steps * batch * n_in, n_out, copies, events)
+    if events is not None:
+        costs["windows"] = window_cost(steps * batch * n_in, steps, n_out, places, events)
+        costs["windows"] *= COSTS.alone if gradient else 1.0
     return min(costs, key=lambda way: costs[way])

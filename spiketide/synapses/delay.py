@@ -337,8 +337,8 @@ class SynapticDelay(_Delayed):
     evaluation delays are rounded to whole steps and every connection is one tap of weight ``w`` (``round_in_eval``).
 
     What it costs: with few taps (``"linear"``, narrow Gaussians, evaluation) what the input's spikes cost, or about a linear
-    layer for every tap, by shifted reads; with wide kernels about five linear layers, in the frequency domain, however
-    long the kernel. The cheapest is taken. Narrow Gaussians are truncated: see :data:`KEPT`.
+    layer for every tap, by shifted reads; with wide kernels what the spikes and the lags cost, or about five linear layers,
+    in the frequency domain, however long the kernel. The cheapest is taken. Narrow Gaussians are truncated: see :data:`KEPT`.
 
     Example:
         >>> import torch
@@ -487,25 +487,28 @@ class SynapticDelay(_Delayed):
         if steps < 1 or batch < 1:
             return frames.new_zeros(max(0, steps), batch, self.n_out)
         taps = delays.count()
-        each, events, counts = None, None, None
+        each = events = counts = None
         if taps is not None and kernels.few_runs(frames.device, taps):
             each = (self.kernel_count, taps)
-            if frames.device.type == "cpu" and _plain(frames) and frames.shape[0]:
-                counts = kernels.count_events(frames)
-                events = float(counts.sum())
-        way = kernels.choose(steps, batch, self.n_in, self.n_out, each, delays.places, events)
+        if frames.device.type == "cpu" and _plain(frames):
+            counts = kernels.count_events(frames)
+            events = float(counts.sum())
+        inner = frames.requires_grad and torch.is_grad_enabled()
+        way = kernels.choose(steps, batch, self.n_in, self.n_out, each, delays.places, events, inner)
         if not _plain(frames):
             way = "reference"
+        listed = None
+        if counts is not None and way in ("events", "windows"):
+            listed = kernels.list_events(frames, counts)
         if taps is not None:
             values, first = delays.few(weight, taps)
-            if way == "events" and counts is not None:
-                listed = kernels.list_events(frames, counts)
-                return kernels.few(frames, values, first, delays.places, silent, events=listed)
             if way in ("reads", "events"):
-                return kernels.few(frames, values, first, delays.places, silent)
+                return kernels.few(frames, values, first, delays.places, silent, events=listed)
             kernel = kernels.scatter(values, first, delays.places)
         else:
             kernel = delays.whole(weight).sum(-1)
+        if listed is not None:
+            return kernels.windows(frames, kernel, listed, silent)
         if way == "reference":
             return kernels.reference(_given(frames, silent), kernel)
         return kernels.wide(frames, kernel, silent)

@@ -212,6 +212,11 @@ def by_events(x: Tensor, w: Tensor, first: Tensor, places: int, silent: tuple[in
     return kernels.few(x, w, first, places, silent, events=events)
 
 
+def by_windows(x: Tensor, kernel: Tensor, silent: tuple[int, int] = (0, 0)) -> Tensor:
+    """Whole kernels added for the nonzeros alone."""
+    return kernels.windows(x, kernel, kernels.list_events(x, kernels.count_events(x)), silent)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("taps", kernels.TAPS)
 @pytest.mark.parametrize("more", [5, 70])
@@ -233,11 +238,12 @@ def test_reads_events_and_frequency_domain_are_the_convolution(
         kernels.reference(x, kernel),
         kernels.few(x, w, first, places),
         by_events(x, w, first, places),
+        by_windows(x, kernel),
         kernels.wide(x, kernel),
     ):
         results.append((y.detach(), *torch.autograd.grad(y, (x, w), cotangent, retain_graph=True)))
     rtol = 3e-6 if dtype == torch.float32 else 1e-13
-    for way, got in zip(("reads", "events", "wide"), results[1:], strict=True):
+    for way, got in zip(("reads", "events", "windows", "wide"), results[1:], strict=True):
         for what, a, b in zip(("output", "input gradient", "tap gradient"), got, results[0], strict=True):
             assert_near(a.contiguous(), b.contiguous(), rtol, f"{way}: {what}")
     assert torch.equal(results[1][0], results[2][0]), "reads and events give the same bits"
@@ -258,6 +264,7 @@ def test_silent_frames_that_are_left_out_count_as_if_given(silent: tuple[int, in
     ways = (
         kernels.few(x, w, first, 9, silent),
         by_events(x, w, first, 9, silent),
+        by_windows(x, kernel, silent),
         kernels.wide(x, kernel, silent),
     )
     for y in ways:
@@ -314,8 +321,12 @@ def test_channels_are_shifted_alike_by_convolution_and_frequency_domain(
         assert_near(a, b, 1e-12, "shift of channels")
 
 
-@pytest.mark.parametrize("way", [kernels.few, by_events])
-def test_neither_reads_nor_events_depend_on_the_number_of_threads(way: Any) -> None:
+def by_windows_of_taps(x: Tensor, w: Tensor, first: Tensor, places: int) -> Tensor:
+    return by_windows(x, kernels.scatter(w, first, places))
+
+
+@pytest.mark.parametrize("way", [kernels.few, by_events, by_windows_of_taps])
+def test_no_way_depends_on_the_number_of_threads(way: Any) -> None:
     torch.manual_seed(0)
     x = torch.randn(30, 40, 90, requires_grad=True)
     w = torch.randn(210, 90, 1, 4, requires_grad=True)
@@ -338,7 +349,7 @@ def test_the_layer_is_the_same_by_every_way(width: float, monkeypatch: pytest.Mo
     layer = SynapticDelay(6, 5, 24, width=width, kernel_count=2).double()
     x = torch.rand(30, 3, 6, dtype=torch.float64)
     outcomes = {}
-    for way in ("reference", "wide", "reads", "events"):
+    for way in ("reference", "wide", "windows", "reads", "events"):
         if way in ("reads", "events") and width > 1:
             continue
         monkeypatch.setattr(kernels, "choose", lambda *a, way=way: way)
@@ -387,6 +398,19 @@ def test_few_events_are_cheaper_than_reads_and_many_are_not(taps: int) -> None:
     ]
     turn = ways.index("reads")
     assert 2 <= turn <= 7 and ways == ["events"] * turn + ["reads"] * (len(ways) - turn)
+
+
+@pytest.mark.parametrize("size", [(100, 128, 140, 256), (300, 64, 200, 100)])
+def test_few_events_are_cheaper_than_the_frequency_domain_and_many_are_not(size: tuple[int, ...]) -> None:
+    elements, turns = size[0] * size[1] * size[2], []
+    for gradient in (False, True):
+        ways = [
+            kernels.choose(*size, None, 25, share * elements, gradient)
+            for share in (0.0, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
+        ]
+        turns.append(ways.index("wide"))
+        assert ways == ["windows"] * turns[-1] + ["wide"] * (len(ways) - turns[-1])
+    assert 2 <= turns[1] < turns[0] <= 6  # an input that needs a gradient goes there all the same
 
 
 def test_the_layer_goes_by_what_its_input_holds() -> None:
