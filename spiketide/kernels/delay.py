@@ -105,7 +105,7 @@ def _waves(x: Tensor, units: int) -> list[tuple[int, int]]:
 def _lines(weights: Tensor, frames: int) -> Any:
     """Where in a tile the input of every synapse ``(I * M)`` begins."""
     n_in, copies = weights.shape[1:3]
-    rows = torch.arange(n_in) * _length(frames, weights.itemsize, True)
+    rows = torch.arange(n_in, device="cpu") * _length(frames, weights.itemsize, True)
     return rows.repeat_interleave(copies).numpy()
 
 
@@ -124,7 +124,7 @@ def count_events(x: Tensor) -> Tensor:
     """Nonzeros of every input of every sample ``(B, I)`` int64, of frames ``(T, B, I)`` on the CPU."""
     from . import delay_events_cpu
 
-    found = torch.empty(x.shape[1:], dtype=torch.int64)
+    found = torch.empty(x.shape[1:], dtype=torch.int64, device="cpu")
     delay_events_cpu.count.sized(x.numel(), x.detach().contiguous().numpy(), found.numpy())
     return found
 
@@ -135,29 +135,40 @@ def list_events(x: Tensor, counts: Tensor) -> Events:
 
     x = x.detach().contiguous()
     ends = counts.flatten().cumsum(0).view(counts.shape)
-    starts = torch.empty(counts.shape[0], counts.shape[1] + 1, dtype=torch.int64)
+    starts = torch.empty(counts.shape[0], counts.shape[1] + 1, dtype=torch.int64, device="cpu")
     starts[:, 0] = ends[:, 0] - counts[:, 0]
     starts[:, 1:] = ends
     total = int(ends[-1, -1])
-    steps, values = torch.empty(total, dtype=torch.int32), torch.empty(total, dtype=x.dtype)
+    steps = torch.zeros(total, dtype=torch.int32, device="cpu")
+    values = torch.zeros(total, dtype=x.dtype, device="cpu")
     at = starts[:, :-1].clone(memory_format=torch.contiguous_format)
-    delay_events_cpu.fill.sized(x.numel(), x.numpy(), at.numpy(), steps.numpy(), values.numpy())
+    delay_events_cpu.fill.sized(
+        x.numel(), x.numpy(), starts.numpy(), at.numpy(), steps.numpy(), values.numpy()
+    )
     return Events(starts, steps, values)
 
 
-def _beside(weights: Tensor, first: Tensor) -> tuple[Any, Any, Any, Any]:
-    """What the loops over events read: taps in reverse, input by input, and where they are added; see ``project`` there."""
+def _taps_beside(weights: Tensor) -> Any:
+    """Taps as the loops over events read them: in reverse, input by input."""
     from . import delay_events_cpu
 
     beyond = -weights.shape[0] % delay_events_cpu.UNROLLED
-    places = 1 - first.permute(1, 2, 0)
-    least, largest = places.flatten(1).amin(1), places.flatten(1).amax(1)
     taps = weights.permute(1, 2, 0, 3).flip(-1)
     if beyond:
         taps = functional.pad(taps, (0, 0, 0, beyond))
+    return taps.contiguous().numpy()
+
+
+def _places_beside(first: Tensor) -> tuple[Any, Any, Any]:
+    """Where they are added, and the least and the largest place of each input; see ``project`` there."""
+    from . import delay_events_cpu
+
+    beyond = -first.shape[0] % delay_events_cpu.UNROLLED
+    places = 1 - first.permute(1, 2, 0)
+    least, largest = places.flatten(1).amin(1), places.flatten(1).amax(1)
+    if beyond:
         places = torch.cat([places, places[..., -1:].expand(*places.shape[:2], beyond)], -1)
     return (
-        taps.contiguous().numpy(),
         places.to(torch.int32).contiguous().numpy(),
         least.contiguous().numpy(),
         largest.contiguous().numpy(),
@@ -189,24 +200,26 @@ class _Few(torch.autograd.Function):
     ) -> Tensor:
         weights, first = taps.detach().contiguous(), first.contiguous()
         steps = x.shape[0] + sum(silent) - places + 1
-        ctx.how = (places, silent, engine, x.shape[0])
+        ctx.how = (places, silent, engine, x.shape[0], weights.shape)
+        # the taps may change before the backward where the input needs no gradient: theirs is of the input alone
+        kept = weights if ctx.needs_input_grad[0] else None
         if events is None:
-            ctx.save_for_backward(weights, first, x)
+            ctx.save_for_backward(kept, first, x)
             return _project(x, weights, first, steps, silent[0], engine)
-        ctx.save_for_backward(weights, first, *events)
+        ctx.save_for_backward(kept, first, *events)
         return _project_events(events, weights, first, steps, silent[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         weights, first, *given = ctx.saved_tensors
-        places, silent, engine, frames = ctx.how
+        places, silent, engine, frames, shape = ctx.how
         gx = gtaps = None
         if ctx.needs_input_grad[1]:
             if len(given) == 1:
-                gtaps = _tap_gradient(given[0], gy, weights, first, silent[0], engine)
+                gtaps = _tap_gradient(given[0], gy, gy.new_zeros(shape), first, silent[0], engine)
             else:
-                gtaps = _event_gradient(Events(*given), gy, weights, first, silent[0])
+                gtaps = _event_gradient(Events(*given), gy, shape, first, silent[0])
         if ctx.needs_input_grad[0]:
             # the same sum with inputs and outputs, and the order of the taps, exchanged; what the silent frames would get is
             # left out
@@ -223,19 +236,20 @@ def _project_events(events: Events, weights: Tensor, first: Tensor, steps: int, 
     y = empty((steps, events.starts.shape[0], weights.shape[0]), weights.dtype)
     group = _group(steps, weights.shape[-1], weights.itemsize)
     lists = (e.numpy() for e in events)
-    delay_events_cpu.project(*lists, *_beside(weights, first), before, group, y.numpy())
+    delay_events_cpu.project(*lists, _taps_beside(weights), *_places_beside(first), before, group, y.numpy())
     return y
 
 
-def _event_gradient(events: Events, gy: Tensor, weights: Tensor, first: Tensor, before: int) -> Tensor:
-    """Gradient of the taps, in the shape of ``weights``."""
+def _event_gradient(events: Events, gy: Tensor, shape: torch.Size, first: Tensor, before: int) -> Tensor:
+    """Gradient of the taps, in their shape."""
     from . import delay_events_cpu
 
-    taps, places, least, largest = _beside(weights, first)
-    n_out, width = weights.shape[0], weights.shape[-1]
-    rows = empty((gy.shape[1], taps.shape[2], gy.shape[0] + 2 * width), gy.dtype)
+    places, least, largest = _places_beside(first)
+    n_out, n_in, copies, width = shape
+    padded = places.shape[-1]
+    rows = empty((gy.shape[1], padded, gy.shape[0] + 2 * width), gy.dtype)
     delay_events_cpu.to_rows(gy.contiguous().numpy(), rows.numpy(), width)
-    found = empty(taps.shape, gy.dtype)
+    found = empty((n_in, copies, padded, width), gy.dtype)
     group = _group(gy.shape[0], width, gy.itemsize)
     lists = (e.numpy() for e in events)
     delay_events_cpu.gradient(*lists, rows.numpy(), places, least, largest, before, group, found.numpy())
@@ -264,18 +278,18 @@ def _project(x: Tensor, weights: Tensor, first: Tensor, steps: int, before: int,
     return y
 
 
-def _tap_gradient(x: Tensor, gy: Tensor, weights: Tensor, first: Tensor, before: int, engine: str) -> Tensor:
-    """Gradient of the taps, in the shape of ``weights``."""
+def _tap_gradient(x: Tensor, gy: Tensor, found: Tensor, first: Tensor, before: int, engine: str) -> Tensor:
+    """Gradient of the taps, added to the zeros of ``found``."""
     x, gy = x.detach().contiguous(), gy.contiguous()
     if engine == "gpu":
         from . import delay_gpu
 
-        return delay_gpu.gradient(x, gy, weights, first, before)
+        return delay_gpu.gradient(x, gy, found, first, before)
     from . import delay_cpu
 
-    found, lines = torch.zeros_like(weights), _lines(weights, x.shape[0])
+    lines = _lines(found, x.shape[0])
     places = (first - before).flatten(1).contiguous().numpy()
-    waves = _waves(x, weights.shape[0])
+    waves = _waves(x, found.shape[0])
     tiles, outer = _Tiles(x, waves[0][1]), _Tiles(gy, waves[0][1], spread=False)
     for wave in waves:
         delay_cpu.gradient(
@@ -324,23 +338,26 @@ def few(
 def _fourier(length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Matrices to the frequencies of a real sequence ``(2 F, L)``, and back ``(L, 2 F)``."""
     count = length // 2 + 1
-    # the angle is taken modulo a turn in integers: exact for any length
-    turn = torch.arange(count).unsqueeze(1) * torch.arange(length) % length
-    angle = turn.to(torch.float64) * (2 * math.pi / length)
-    forward = torch.cat([torch.cos(angle), -torch.sin(angle)])
-    share = torch.full((count,), 2.0 / length, dtype=torch.float64)
-    share[0] = 1.0 / length
-    if length % 2 == 0:
-        share[-1] = 1.0 / length
-    back = (forward * share.repeat(2).unsqueeze(1)).t()
-    return forward.to(dtype).to(device), back.contiguous().to(dtype).to(device)
+    with torch.inference_mode(False), torch.no_grad():  # they are kept: a training may ask for them next
+        # the angle is taken modulo a turn in integers: exact for any length
+        frames = torch.arange(length, device="cpu")
+        turn = frames[:count].unsqueeze(1) * frames % length
+        angle = turn.to(torch.float64) * (2 * math.pi / length)
+        forward = torch.cat([torch.cos(angle), -torch.sin(angle)])
+        share = torch.full((count,), 2.0 / length, dtype=torch.float64, device="cpu")
+        share[0] = 1.0 / length
+        if length % 2 == 0:
+            share[-1] = 1.0 / length
+        back = (forward * share.repeat(2).unsqueeze(1)).t()
+        return forward.to(dtype).to(device), back.contiguous().to(dtype).to(device)
 
 
 def _mm(a: Tensor, b: Tensor, *shape: int) -> Tensor:
-    """``a @ b`` into pooled memory on the CPU, seen as ``shape``."""
-    if b.device.type != "cpu":
-        return (a @ b).view(shape)
-    return torch.mm(a, b, out=empty((a.shape[0], b.shape[1]), b.dtype)).view(shape)
+    """``a @ b`` in the form ``shape``, into pooled memory on the CPU."""
+    # no view of the product, which could not be changed in place
+    out = empty(shape, b.dtype) if b.device.type == "cpu" else b.new_empty(shape)
+    torch.mm(a, b, out=out.view(a.shape[0], b.shape[1]))
+    return out
 
 
 def _complex(a: Tensor, b: Tensor, sign: int, *shape: int) -> Tensor:
@@ -466,13 +483,16 @@ class _Windows(torch.autograd.Function):
             delay_windows_cpu.gradient(*lists, grouped.numpy(), silent[0], found.numpy())
             gkernel = _from_blocks(found, n_out).contiguous()
         if ctx.needs_input_grad[0]:
-            # the same sum with inputs and outputs, and the order of the places, exchanged
+            # the same sum with inputs and outputs, and the order of the places, exchanged; what the silent frames would get
+            # is left out
             back = kernel.flip(0).transpose(1, 2)
-            around = (places - 1 - silent[0], places - 1 - silent[1])
+            around = [places - 1 - silent[0], places - 1 - silent[1]]
+            gy, around[1] = gy[: gy.shape[0] + min(0, around[1])], max(0, around[1])
             if choose(frames, batch, n_out, n_in, None, places) == "wide":
-                gx = wide(gy, back, around)
+                gx = wide(gy, back, (around[0], around[1]))
             else:
-                gx = reference(functional.pad(gy, (0, 0, 0, 0, *around)), back)
+                with torch.autocast(gy.device.type, enabled=False):
+                    gx = reference(functional.pad(gy, (0, 0, 0, 0, *around)), back)
         return gx, gkernel, None, None
 
 
@@ -537,6 +557,8 @@ class Costs(NamedTuple):
     """Adding one place of the kernel of one synapse for one event."""
     alone: float = 2.1
     """What windows may cost less where the input needs a gradient: its transforms serve the other passes of ``wide`` too."""
+    hope: float = 0.7
+    """What shifted reads count for where events may stand in for them, once the spikes are counted."""
     wide: float = 0.05
     """A multiply-add of torch's matrix products in the frequency domain."""
     reference: float = 0.03
@@ -596,9 +618,14 @@ def choose(
 ) -> str:
     """The cheapest way: ``"reads"``, ``"events"``, ``"windows"``, ``"wide"`` or ``"reference"``.
 
+    The sizes alone decide between shifted reads, the frequency domain and the convolution, and the spikes between one of these
+    and its counterpart: events in place of reads, which give the same outputs to the bit, and events or windows in place of the
+    frequency domain, where the past already knows of the future by a rounding error. So whole delays and narrow kernels stay
+    causal to the bit.
+
     Example:
         >>> from spiketide.kernels.delay import choose
-        >>> choose(100, 128, 140, 256, (1, 4), 25), choose(100, 128, 140, 256, (1, 4), 25, events=0.02 * 124 * 128 * 140)
+        >>> choose(100, 128, 140, 256, (1, 1), 25), choose(100, 128, 140, 256, (1, 4), 25, events=0.05 * 124 * 128 * 140)
         ('reads', 'events')
         >>> choose(100, 128, 140, 256, None, 25), choose(5, 2, 4, 4, None, 25)
         ('wide', 'reference')
@@ -614,14 +641,19 @@ def choose(
     """
     costs = {
         "wide": wide_cost(steps, batch, n_in, n_out, places),
-        "reference": reference_cost(steps, batch, n_in, n_out, places),
+        "reference": COSTS.reference * steps * batch * n_in * n_out * places + COSTS.reference_call,
     }
     if taps is not None:
         copies, each = taps
         costs["reads"] = copies * read_cost(steps, batch, n_in, n_out, each)
         if events is not None:
-            costs["events"] = event_cost(steps * batch * n_in, n_out, copies, events)
-    if events is not None:
-        costs["windows"] = window_cost(steps * batch * n_in, steps, n_out, places, events)
-        costs["windows"] *= COSTS.alone if gradient else 1.0
-    return min(costs, key=lambda way: costs[way])
+            costs["reads"] *= COSTS.hope
+    way = min(costs, key=lambda name: costs[name])
+    if events is None or way == "reference":
+        return way
+    elements = steps * batch * n_in
+    if taps is not None:
+        dense = costs[way] / (COSTS.hope if way == "reads" else 1.0)
+        return "events" if event_cost(elements, n_out, taps[0], events) < dense else way
+    sparse = window_cost(elements, steps, n_out, places, events) * (COSTS.alone if gradient else 1.0)
+    return "windows" if sparse < costs[way] else way

@@ -12,8 +12,8 @@ What falls outside the sequence is put into (read from) ``N`` numbers beside it,
 nothing.
 
 The order of every sum is that of the inputs and their copies, and then that of time, as by shifted reads, to the bit; for the
-gradient of the taps that of the samples, and then that of time; whatever the number of threads. Zeros are never touched: an
-infinite weight behind a silent input is nothing here, and NaN in a product.
+gradient of the taps that of the samples, and then that of time, in parts of some spikes; whatever the number of threads. Zeros
+are never touched: an infinite weight behind a silent input is nothing here, and NaN in a product; so is what comes back to it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ OUTPUTS = 64
 
 INPUTS = 64
 """Inputs of a unit of work of the gradient."""
+
+TOGETHER = 128
+"""Spikes of an input from which their share of the gradient is added to that of the others: a single sum over all of them would
+lose digits with their number."""
 
 LINES = 256
 """Outputs that are written side by side, each to a line of its own."""
@@ -162,19 +166,22 @@ def count(x: Array, found: Array) -> None:
 
 
 @kernel
-def fill(x: Array, starts: Array, steps: Array, values: Array) -> None:
+def fill(x: Array, starts: Array, ends: Array, steps: Array, values: Array) -> None:
     """The nonzeros of ``x (T, B, I)`` one after the other, by sample, input and time.
+
+    A thread that takes denormal numbers for zeros may count fewer than another lists: no list grows beyond its room.
 
     Args:
         x: the input.
-        starts: ``(B, I)`` int64, where the list of each begins; overwritten by where it ends.
-        steps: takes their frames, int32.
-        values: takes them.
+        starts: ``(B, I + 1)`` int64, where the list of each begins.
+        ends: ``(B, I)`` int64, the same; overwritten by where it ends.
+        steps: zeros, take their frames, int32.
+        values: zeros, take them.
     """
     n = x.shape[2]
     whole = n // BITS * BITS
     for b in prange(x.shape[1]):
-        at = starts[b]
+        at, room = ends[b], starts[b, 1:]
         for t in range(x.shape[0]):
             row = x[t, b]
             for begin in range(0, whole, BITS):
@@ -183,10 +190,11 @@ def fill(x: Array, starts: Array, steps: Array, values: Array) -> None:
                     i = begin + lowest_bit(bits)
                     bits &= bits - np.uint64(1)
                     e = at[i]
-                    steps[e], values[e], at[i] = t, row[i], e + 1
+                    if e < room[i]:
+                        steps[e], values[e], at[i] = t, row[i], e + 1
             for i in range(whole, n):
-                if row[i] != 0:
-                    e = at[i]
+                e = at[i]
+                if row[i] != 0 and e < room[i]:
                     steps[e], values[e], at[i] = t, row[i], e + 1
 
 
@@ -309,53 +317,55 @@ def to_rows(gy: Array, rows: Array, taps: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _gradient_unit(
+def _collect_some(
     rows: Array,
-    found: Array,
+    part: Array,
     places: Array,
-    first: Array,
-    last: Array,
-    starts: Array,
-    steps: Array,
-    values: Array,
-    copies: int,
-    padded: int,
-    taps: int,
-    before: int,
-    low: int,
-    count: int,
-    length: int,
+    first: int,
+    last: int,
     begin: int,
     stop: int,
+    steps: Array,
+    values: Array,
+    q: int,
+    taps: int,
+    before: int,
+    count: int,
+    length: int,
 ) -> None:
-    """What one sample adds to the taps between inputs ``begin`` to ``stop`` and ``count`` outputs from ``low`` on."""
+    """What the spikes ``begin`` to ``stop`` of an input add to the taps between it and ``count`` outputs."""
     end = length - taps
-    for i in range(begin, stop):
-        for m in range(copies):
-            q = (i * copies + m) * padded + low
-            for e in range(starts[i], starts[i + 1]):
-                at, value = steps[e] + before, values[e]
-                inside = at + first[i] >= 0 and at + last[i] <= end
-                if taps == 1:
-                    if inside:
-                        _collect(rows, found, places, q, at, end, length, value, count, 1, 1)
-                    else:
-                        _collect(rows, found, places, q, at, end, length, value, count, 1, 0)
-                elif taps == 2:
-                    if inside:
-                        _collect(rows, found, places, q, at, end, length, value, count, 2, 1)
-                    else:
-                        _collect(rows, found, places, q, at, end, length, value, count, 2, 0)
-                elif taps == 4:
-                    if inside:
-                        _collect(rows, found, places, q, at, end, length, value, count, 4, 1)
-                    else:
-                        _collect(rows, found, places, q, at, end, length, value, count, 4, 0)
-                else:
-                    if inside:
-                        _collect(rows, found, places, q, at, end, length, value, count, 8, 1)
-                    else:
-                        _collect(rows, found, places, q, at, end, length, value, count, 8, 0)
+    for e in range(begin, stop):
+        at, value = steps[e] + before, values[e]
+        inside = at + first >= 0 and at + last <= end
+        if taps == 1:
+            if inside:
+                _collect(rows, part, places, q, at, end, length, value, count, 1, 1)
+            else:
+                _collect(rows, part, places, q, at, end, length, value, count, 1, 0)
+        elif taps == 2:
+            if inside:
+                _collect(rows, part, places, q, at, end, length, value, count, 2, 1)
+            else:
+                _collect(rows, part, places, q, at, end, length, value, count, 2, 0)
+        elif taps == 4:
+            if inside:
+                _collect(rows, part, places, q, at, end, length, value, count, 4, 1)
+            else:
+                _collect(rows, part, places, q, at, end, length, value, count, 4, 0)
+        else:
+            if inside:
+                _collect(rows, part, places, q, at, end, length, value, count, 8, 1)
+            else:
+                _collect(rows, part, places, q, at, end, length, value, count, 8, 0)
+
+
+@njit(nogil=True, cache=True)
+def _move(part: Array, found: Array) -> None:
+    """Add a part to the whole, and begin it anew."""
+    for k in range(part.shape[0]):
+        found[k] += part[k]
+        part[k] = 0
 
 
 @kernel
@@ -374,19 +384,36 @@ def gradient(
     """Gradient of the taps, in their reverse order: ``found (I, M, O', N)``; ``rows`` of :func:`to_rows`, the rest as in
     :func:`project`."""
     inputs, copies, padded, taps = found.shape
-    flat, at = found.reshape(-1), places.reshape(-1)
-    every, length = rows.reshape(rows.shape[0], -1), rows.shape[2]
+    samples, length = rows.shape[0], rows.shape[2]
+    found[:] = 0
+    flat, at, parts = found.reshape(-1), places.reshape(-1), np.zeros(found.size, found.dtype)
+    every = rows.reshape(samples, -1)
     groups, blocks = (padded + group - 1) // group, (inputs + INPUTS - 1) // INPUTS
     for unit in prange(groups * blocks):
         low, begin = unit % groups * group, unit // groups * INPUTS
         stop = min(inputs, begin + INPUTS)
         count = min(group, padded - low)
+        waiting = np.zeros(stop - begin, np.int64)
+        for b in range(samples):
+            here = every[b, low * length :]
+            for i in range(begin, stop):
+                e, done = starts[b, i], starts[b, i + 1]
+                while e < done:
+                    some = min(done - e, TOGETHER - waiting[i - begin])
+                    waiting[i - begin] += some
+                    full = waiting[i - begin] == TOGETHER
+                    for m in range(copies):
+                        q = (i * copies + m) * padded + low
+                        _collect_some(
+                            here, parts, at, first[i], last[i], e, e + some, steps, values,
+                            q, taps, before, count, length,
+                        )  # fmt: skip
+                        if full:
+                            _move(parts[q * taps : (q + count) * taps], flat[q * taps : (q + count) * taps])
+                    if full:
+                        waiting[i - begin] = 0
+                    e += some
         for i in range(begin, stop):
             for m in range(copies):
-                q = ((i * copies + m) * padded + low) * taps
-                flat[q : q + count * taps] = 0
-        for b in range(rows.shape[0]):
-            _gradient_unit(
-                every[b, low * length :], flat, at, first, last, starts[b], steps, values,
-                copies, padded, taps, before, low, count, length, begin, stop,
-            )  # fmt: skip
+                q = (i * copies + m) * padded + low
+                _move(parts[q * taps : (q + count) * taps], flat[q * taps : (q + count) * taps])

@@ -119,14 +119,13 @@ def project(x: Tensor, weights: Tensor, first: Tensor, steps: int, before: int) 
     return y
 
 
-def gradient(x: Tensor, gy: Tensor, weights: Tensor, first: Tensor, before: int) -> Tensor:
-    """Gradient of the taps, in the shape of ``weights``; ``gy (T, B, O)``."""
+def gradient(x: Tensor, gy: Tensor, found: Tensor, first: Tensor, before: int) -> Tensor:
+    """Gradient of the taps, added to the zeros of ``found (O, I, M, N)``; ``gy (T, B, O)``."""
     given, batch, inputs = x.shape
-    outputs = weights.shape[0]
-    found = torch.zeros_like(weights)
-    grid = (inputs * weights.shape[2], triton.cdiv(outputs, OUTPUTS))
+    outputs = found.shape[0]
+    grid = (inputs * found.shape[2], triton.cdiv(outputs, OUTPUTS))
     with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
         gradient_kernel[grid](
-            x, gy, first, found, gy.shape[0], given, before, batch, inputs, outputs, **_meta(weights)
+            x, gy, first, found, gy.shape[0], given, before, batch, inputs, outputs, **_meta(found)
         )
     return found

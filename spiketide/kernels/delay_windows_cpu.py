@@ -7,8 +7,8 @@ contiguous memory. The gradient of the kernels adds windows to blocks in the sam
     y[s - K + 1 + j, o] += x k_oi[K - 1 - j]                     forward, j = 0 .. K - 1
     g_oi[K - 1 - j] += x gy[s - K + 1 + j, o]                    gradient of the kernels
 
-The order of every sum is that of the inputs and then that of time (of the samples first, for the gradient), whatever the number
-of threads. Zeros are never touched.
+The order of every sum is that of the inputs and then that of time (of the samples first, for the gradient, in parts of some
+spikes), whatever the number of threads. Zeros are never touched.
 """
 
 from __future__ import annotations
@@ -25,11 +25,23 @@ Array = np.ndarray[Any, Any]
 INPUTS = 32
 """Inputs of a unit of work of the gradient."""
 
+TOGETHER = 128
+"""Spikes of an input from which their share of the gradient is added to that of the others: a single sum over all of them would
+lose digits with their number."""
+
 
 @njit(nogil=True, cache=True)
 def _add(target: Array, source: Array, value: Any) -> None:
     for k in range(target.shape[0]):
         target[k] += value * source[k]
+
+
+@njit(nogil=True, cache=True)
+def _move(part: Array, found: Array) -> None:
+    """Add a part to the whole, and begin it anew."""
+    for k in range(part.shape[0]):
+        found[k] += part[k]
+        part[k] = 0
 
 
 @kernel
@@ -92,13 +104,21 @@ def gradient(starts: Array, steps: Array, values: Array, grouped: Array, before:
         group, begin = unit % groups, unit // groups * INPUTS
         stop = min(inputs, begin + INPUTS)
         found[group, begin:stop] = 0
+        parts = np.zeros((stop - begin, places * width), found.dtype)
+        waiting = np.zeros(stop - begin, np.int64)
         for b in range(samples):
             rows = grouped[b, group].reshape(-1)
             for i in range(begin, stop):
-                block = found[group, i].reshape(-1)
+                part = parts[i - begin]
                 for e in range(starts[b, i], starts[b, i + 1]):
                     first = steps[e] + before - places + 1
                     low, high = max(0, first), min(length, first + places)
                     if low < high:
-                        target = block[(low - first) * width : (high - first) * width]
+                        target = part[(low - first) * width : (high - first) * width]
                         _add(target, rows[low * width : high * width], values[e])
+                    waiting[i - begin] += 1
+                    if waiting[i - begin] == TOGETHER:
+                        waiting[i - begin] = 0
+                        _move(part, found[group, i].reshape(-1))
+        for i in range(begin, stop):
+            _move(parts[i - begin], found[group, i].reshape(-1))

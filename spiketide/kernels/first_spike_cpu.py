@@ -985,7 +985,7 @@ def fire_linear(
 ) -> Fired:
     """See :func:`.first_spike.fire_linear`."""
     n_out, n_in = weight.shape
-    turned = torch.empty(n_in, _up(n_out), dtype=times.dtype)
+    turned = torch.empty(n_in, _up(n_out), dtype=times.dtype, device="cpu")
     _turn(weight.detach().to(times.dtype).numpy(), turned.numpy())
     t = times.detach().contiguous().view(len(times), 1, n_in)
     window = Window((1, 1))
@@ -1054,7 +1054,7 @@ def _sums_linear(
     sums: bool,
 ) -> tuple[Tensor, Tensor]:
     """``three``: times, gradient and slope with ``terms``; times, update and carry without."""
-    dw = torch.empty(back.shape, dtype=times.dtype)
+    dw = torch.empty(back.shape, dtype=times.dtype, device="cpu")
     d = empty(times.shape if sums else (0, 0), times.dtype)
     kind = dw.numpy().dtype.type
     _back_linear(
@@ -1088,11 +1088,11 @@ def _sums_conv(
     taps = in_group * kh * kw
     width = _up(taps)
     parts = min(PARTS, len(times))
-    rows = torch.zeros(n_out, width, dtype=times.dtype)
+    rows = torch.zeros(n_out, width, dtype=times.dtype, device="cpu")
     rows[:, :taps] = back.detach().permute(0, 2, 3, 1).flatten(1)
-    dw = torch.zeros(parts, n_out, width, dtype=times.dtype)
+    dw = torch.zeros(parts, n_out, width, dtype=times.dtype, device="cpu")
     t = _last(times)
-    d = torch.zeros(t.shape if sums else (0, *t.shape[1:]), dtype=times.dtype)
+    d = torch.zeros(t.shape if sums else (0, *t.shape[1:]), dtype=times.dtype, device="cpu")
     kind = dw.numpy().dtype.type
     _back_conv(
         t.flatten(1).numpy(),

@@ -107,7 +107,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     count = math.prod(shape)
     size = count * dtype.itemsize
     if size < SMALLEST:
-        return torch.empty(tuple(shape), dtype=dtype)
+        return torch.empty(tuple(shape), dtype=dtype, device="cpu")
     pool = _pool
     buffer = pool.take(-(-size // _UNIT) * _UNIT)
     # the storage keeps this view alive and nothing else does: when it goes, the buffer is free
@@ -117,7 +117,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     del view
     # a tensor of its own on that storage: a view could not be changed in place once autograd has it
     strides = list(itertools.accumulate(reversed(tuple(shape)[1:]), func=operator.mul, initial=1))[::-1]
-    return torch.empty(0, dtype=dtype).set_(tensor.untyped_storage(), 0, tuple(shape), strides)
+    return torch.empty(0, dtype=dtype, device="cpu").set_(tensor.untyped_storage(), 0, tuple(shape), strides)
 
 
 def empty_like(x: Tensor) -> Tensor:

@@ -495,11 +495,13 @@ class SynapticDelay(_Delayed):
             events = float(counts.sum())
         inner = frames.requires_grad and torch.is_grad_enabled()
         way = kernels.choose(steps, batch, self.n_in, self.n_out, each, delays.places, events, inner)
-        if not _plain(frames):
+        if not _plain(frames) or not frames.shape[0]:
             way = "reference"
         listed = None
         if counts is not None and way in ("events", "windows"):
             listed = kernels.list_events(frames, counts)
+            if way == "events" and not math.isfinite(float(listed.values.sum())):
+                way, listed = "reads", None  # where no tap reads them, infinities are to do nothing
         if taps is not None:
             values, first = delays.few(weight, taps)
             if way in ("reads", "events"):

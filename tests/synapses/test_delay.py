@@ -419,9 +419,132 @@ def test_the_layer_goes_by_what_its_input_holds() -> None:
     sparse, dense = (torch.rand(50, 32, 64) < share for share in (0.01, 0.9))
     made = [layer(x.float())[0].grad_fn for x in (sparse, dense)]
     # what is kept for the backward: the lists, or the input itself
-    kept = [[tuple(t.shape) for t in f.saved_tensors] for f in made]
+    kept = [[tuple(t.shape) for t in f.saved_tensors if t is not None] for f in made]
     assert (32, 65) in kept[0] and (50, 32, 64) not in kept[0]
     assert (50, 32, 64) in kept[1] and (32, 65) not in kept[1]
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "evaluation"), [("linear", False), ("gauss", True), ("max", False)]
+)
+@pytest.mark.parametrize("max_delay", [2, 3, 5, 24])
+def test_what_the_input_holds_elsewhere_changes_no_bit_of_narrow_kernels(
+    interpolation: str, evaluation: bool, max_delay: int
+) -> None:
+    """Whatever way it goes: neither the future, nor the neighbours, nor whether a gradient is asked for."""
+    torch.manual_seed(15)
+    layer = SynapticDelay(96, 96, max_delay, interpolation=interpolation, width=0.0).train(not evaluation)
+    x = (torch.rand(100, 32, 96) < 0.02) * torch.rand(100, 32, 96)
+    later, beside = x.clone(), x.clone()
+    later[50:], beside[:, 1:] = 1.0, 1.0
+    y = layer(x)[0]
+    assert torch.equal(y[:50], layer(later)[0][:50])
+    assert torch.equal(y[:, 0], layer(beside)[0][:, 0])
+    assert torch.equal(y, layer(x.clone().requires_grad_())[0])
+
+
+def test_a_tail_longer_than_the_longest_delay_has_gradients() -> None:
+    torch.manual_seed(16)
+    layer = SynapticDelay(96, 96, 12, tail=30)
+    x = (torch.rand(60, 32, 96) < 0.005).float().requires_grad_()
+    y, _ = layer(x)
+    assert y.shape[0] == 90 and type(y.grad_fn).__name__ == "_WindowsBackward"
+    g = torch.randn_like(y)
+    (found,) = torch.autograd.grad(y, x, g)
+    double = copy.deepcopy(layer).double()
+    exact = x.detach().double().requires_grad_()
+    padded = torch.cat([exact.new_zeros(12, 32, 96), exact, exact.new_zeros(30, 32, 96)])
+    kernel = double.delays.whole(double.effective_weight()).sum(-1)
+    (wanted,) = torch.autograd.grad(kernels.reference(padded, kernel), exact, g.double())
+    assert_near(found, wanted.float(), 1e-5)
+    nothing = torch.zeros(0, 32, 96, requires_grad=True)
+    layer(nothing)[0].sum().backward()
+    assert nothing.grad is not None and nothing.grad.shape == nothing.shape
+
+
+@pytest.mark.parametrize("way", ["reads", "events", "windows", "wide"])
+def test_gradients_of_many_spikes_keep_their_digits(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes back is the same everywhere: the sums grow with the number of spikes."""
+    torch.manual_seed(17)
+    layer = SynapticDelay(4, 32, 8, interpolation="linear")
+    x = (torch.rand(600, 64, 4) < 0.05).float()
+    double = copy.deepcopy(layer).double()
+    monkeypatch.setattr(kernels, "choose", lambda *a: "reference")
+    double(x.double())[0].mean().backward()
+    monkeypatch.setattr(kernels, "choose", lambda *a: way)
+    layer(x)[0].mean().backward()
+    found, wanted = layer.weight.grad, double.weight.grad
+    assert found is not None and wanted is not None
+    assert float((found.double() - wanted).abs().max() / wanted.abs().max()) < 2e-6
+
+
+def test_infinities_that_no_tap_reads_do_nothing() -> None:
+    torch.manual_seed(18)
+    layer = SynapticDelay(64, 64, 24, width=0.23, start=20.0)
+    x = (torch.rand(60, 32, 64) < 0.02).float()
+    x[-1, 0, 0] = math.inf
+    y, _ = layer(x)
+    y.square().sum().backward()
+    assert y.isfinite().all()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in layer.parameters())
+
+
+def test_layers_of_the_cpu_run_whatever_the_default_device() -> None:
+    sizes = [(6, 2, 4), (40, 16, 64)]
+    layers = [SynapticDelay(n, 64, 3, width=width) for _, _, n in sizes for width in (2.0, 0.23)]
+    inputs = [torch.rand(*size) for size in sizes for _ in range(2)]
+    axonal = AxonalDelay(64, 200)
+    with torch.device("meta"):
+        for layer, x in zip(layers, inputs, strict=True):
+            y, _ = layer(x * (x < 0.05))
+            y.sum().backward()
+            assert y.device.type == "cpu"
+        assert axonal(inputs[-1])[0].device.type == "cpu"
+
+
+def test_training_goes_on_after_inference_mode() -> None:
+    """What is kept between calls is made so that a gradient may need it."""
+    x = torch.rand(311, 8, 64)
+    axonal = AxonalDelay(64, 201)
+    with torch.inference_mode():
+        axonal(x)
+    axonal(x)[0].sum().backward()
+    assert axonal.delays.delay.grad is not None
+
+
+@pytest.mark.parametrize("way", ["reads", "events", "windows", "wide", "reference"])
+def test_outputs_may_be_changed_in_place(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(19)
+    layer = SynapticDelay(12, 16, 5, interpolation="linear")
+    monkeypatch.setattr(kernels, "choose", lambda *a: way)
+    y, _ = layer(torch.rand(20, 4, 12))
+    wanted = y.detach().relu()
+    assert torch.equal(y.relu_(), wanted)
+    y.sum().backward()
+
+
+@pytest.mark.parametrize("share", [0.02, 1.0])
+def test_whole_delays_may_change_before_the_gradient_of_their_weights(share: float) -> None:
+    torch.manual_seed(20)
+    layer = SynapticDelay(64, 64, 24).eval()
+    x = (torch.rand(50, 16, 64) < share).float()
+    (wanted,) = torch.autograd.grad(layer(x)[0].sum(), layer.weight)
+    y, _ = layer(x)
+    with torch.no_grad():
+        layer.weight += 1.0
+    y.sum().backward()
+    assert layer.weight.grad is not None and torch.equal(layer.weight.grad, wanted)
+
+
+def test_no_list_of_events_grows_beyond_its_room() -> None:
+    """As where a thread that takes denormal numbers for zeros has counted."""
+    x = (torch.rand(30, 3, 70) < 0.3).float()
+    counts = kernels.count_events(x)
+    fewer = counts - (counts > 0).long()
+    events = kernels.list_events(x, fewer)
+    assert len(events.steps) == int(fewer.sum()) and events.values.all()
+    more = kernels.list_events(x, counts + 1)
+    assert int((more.values != 0).sum()) == int(counts.sum()) == len(more.values) - counts.numel()
 
 
 def test_the_state_is_not_the_whole_sequence() -> None:
