@@ -524,7 +524,7 @@ class Neuron(Layer):
         x = current()
         bad = ~torch.isfinite(x.detach()).flatten(2).all(2)
         if lengths is not None:
-            bad &= torch.arange(x.shape[0]).unsqueeze(1) < lengths
+            bad &= torch.arange(x.shape[0], device=x.device).unsqueeze(1) < lengths.to(x.device)
         if bad.any():
             t, b = (int(i) for i in bad.nonzero()[0])
             raise NonFiniteError(

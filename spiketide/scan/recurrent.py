@@ -382,7 +382,7 @@ def _backward(key: str, plan: Plan, dtype: torch.dtype, late: bool = False, mask
 
 def _steps(lengths: Tensor | None, steps: int, batch: int) -> Any:
     # clamped: a length beyond the sequence must not become a write beyond the arrays
-    full = torch.full((batch,), steps) if lengths is None else lengths.clamp(0, steps)
+    full = torch.full((batch,), steps, device="cpu") if lengths is None else lengths.clamp(0, steps)
     return full.to(torch.int64).contiguous().numpy()
 
 
@@ -518,7 +518,7 @@ def forward_late(
 
 def _span(late: Tensor) -> tuple[Any, Any]:
     """The first place of each column of ``late (P, N)`` that is not zero, and the one behind the last."""
-    places = torch.arange(late.shape[0]).unsqueeze(1)
+    places = torch.arange(late.shape[0], device=late.device).unsqueeze(1)
     there = late.detach() != 0
     begin = torch.where(there, places, late.shape[0]).amin(0)
     stop = torch.where(there, places + 1, 0).amax(0)

@@ -222,7 +222,7 @@ def evaluate(layers: Sequence[OnlineLinear], times: Tensor) -> tuple[Fired, list
     last = layers[-1]
     given, (rows, signs, scale, membrane) = _whole(times, layers[0]), _arrays(layers)
     out = tuple(np.empty((len(given), layer.n_out), np.int32) for layer in layers)
-    potential = torch.empty(len(given), last.n_out, dtype=last.weight.dtype)
+    potential = torch.empty(len(given), last.n_out, dtype=last.weight.dtype, device="cpu")
     online_timing.evaluate(
         given, rows, signs, scale, np.empty(0, membrane), last.threshold, int(last.stop),
         min(len(given), 4 * threads()), out, potential.numpy(),
@@ -378,7 +378,7 @@ class OnlineNetwork(Network):
             return tuple(np.empty(layer.n_out, kind) for layer in layers)
 
         out = tuple(np.empty((len(given), layer.n_out), np.int32) for layer in layers)
-        potential = torch.empty(len(given), last.n_out, dtype=last.weight.dtype)
+        potential = torch.empty(len(given), last.n_out, dtype=last.weight.dtype, device="cpu")
         online_timing.learn(
             given, labels, rows, signs, scale, work(real), work(real), work(real), work(real), work(np.int32),
             work(membrane), last.threshold, int(last.stop), self.lr * factor, self.weight_decay, self.margin, self.wake,

@@ -376,6 +376,19 @@ def test_laws_compiled(name: str, law: str) -> None:
     getattr(laws, law)(layer, x)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_the_default_device_is_not_that_of_a_layer(name: str) -> None:
+    """Layers and tensors stand on the CPU while new tensors would be made elsewhere."""
+    layer, x = make(name, "eval")
+    wanted, lengths = layer(x)[0], torch.full((BATCH,), STEPS - 1)
+    x = x.requires_grad_()
+    with torch.device("meta"):
+        y, state = layer(x)
+        y.sum().backward()
+        layer(x.detach(), state, lengths=lengths)
+    assert torch.equal(y, wanted) and x.grad is not None
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case.build(), Neuron)])
 def test_the_backward_is_the_derivative(name: str) -> None:
     layer, x = make(name, "train")
