@@ -183,17 +183,20 @@ def _resumable(given: str | None, resume: str, options: argparse.Namespace) -> P
 
 
 def _run_path(name: str, options: argparse.Namespace) -> Path:
-    """A run folder, or the latest run of a recipe."""
+    """A run folder, or the latest run of a recipe, given by its name or its file."""
     from .training.folder import latest
 
     path = Path(name)
     if (path / "recipe.yaml").is_file():
         return path
-    found = latest(Path(options.runs), name)
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        found = latest(Path(options.runs), path.stem, path.resolve())
+    else:
+        found = latest(Path(options.runs), name)
     if found is None:
         from . import recipes
 
-        if name in recipes.names():
+        if name in recipes.names() or path.is_file():
             raise RunError(
                 f"the recipe {name} has no runs in {options.runs}/ yet: train it first with spiketide train {name}."
             )

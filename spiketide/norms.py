@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .errors import ParameterError, ShapeError
+from .errors import NonFiniteError, ParameterError, ShapeError
 from .layer import Layer
 from .shapes import check_input, check_state, silence_padding, sizes, time_mask
 from .types import State
@@ -61,6 +61,7 @@ class BatchNorm(Layer):
     Raises:
         ParameterError: a size below 1, ``momentum`` outside [0, 1], ``eps`` not above 0.
         ShapeError: wrong input; fewer than two values per channel in training mode.
+        NonFiniteError: NaN or infinity in training mode on the CPU; the running statistics stay as they were.
 
     Reference:
         Ioffe and Szegedy 2015, arXiv 1502.03167. Over time and batch as in Hammouamri et al. 2023 (learned
@@ -101,13 +102,17 @@ class BatchNorm(Layer):
         check_input(self, x, self.shape, lengths)
         if state is not None:
             check_state(self, state, ())
+        before = self._statistics(x)
         if lengths is None:
-            return self._normalise(x.flatten(0, 1)).unflatten(0, x.shape[:2]), ()
+            y = self._normalise(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            self._check_finite(before, x, None)
+            return y, ()
         if self.training:
             valid = time_mask(lengths.to(x.device), x.shape[0])
             # Only the valid rows are handed on, so that nothing in the padding, not even NaN, can reach the
             # statistics.
             rows = self._normalise(x[valid])
+            self._check_finite(before, x, lengths)
             return rows.new_zeros(x.shape).index_put((valid,), rows), ()
         rows = self._normalise(silence_padding(x, lengths).flatten(0, 1))
         return silence_padding(rows.unflatten(0, x.shape[:2]), lengths), ()
@@ -131,6 +136,33 @@ class BatchNorm(Layer):
             momentum=self.momentum,
             eps=self.eps,
         )
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The running statistics before a forward that moves them; on a GPU a look at them would wait for the device."""
+        if not self.training or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        return self.running_mean.clone(), self.running_var.clone()
+
+    def _check_finite(self, before: tuple[Tensor, Tensor] | None, x: Tensor, lengths: Tensor | None) -> None:
+        """Put the running statistics back if what came in was not finite: they hold all of it, and would never forget it."""
+        if before is None or math.isfinite(float((self.running_mean + self.running_var).sum())):
+            return
+        if not all(bool(torch.isfinite(statistic).all()) for statistic in before):
+            raise NonFiniteError(
+                "BatchNorm: the running statistics are NaN or infinite; its training diverged."
+            )
+        self.running_mean.copy_(before[0])
+        self.running_var.copy_(before[1])
+        bad = ~torch.isfinite(x.detach()).flatten(2).all(2)
+        if lengths is not None:
+            bad &= time_mask(lengths.to(x.device), x.shape[0])
+        if bad.any():
+            t, b = (int(i) for i in bad.nonzero()[0])
+            raise NonFiniteError(
+                f"BatchNorm expected finite input, got NaN or infinity first at step {t} of sample {b}: check the data and the "
+                "learning rate (diverged weights give this too)."
+            )
+        raise NonFiniteError("BatchNorm: the variance of its input overflowed; lower the input's scale.")
 
     def extra_repr(self) -> str:
         """The arguments, for ``print(module)``."""

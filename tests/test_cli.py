@@ -107,7 +107,7 @@ def test_train_test_report_diagnose(
     assert "epoch 1" in (run / "run.log").read_text()
     assert list((run / "tensorboard").glob("events.*"))
 
-    assert main(["test", "tiny", "--json"]) == 0  # a recipe's name means its latest run
+    assert main(["test", recipe, "--json"]) == 0  # a recipe's file or its name means its latest run
     tested = result(capsys)
     assert "test" in touched[1:] and not tested["stored"]
     assert tested["samples"] == 359

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from spiketide.errors import ParameterError, ShapeError
+from spiketide.errors import NonFiniteError, ParameterError, ShapeError
 from spiketide.norms import BatchNorm, Dropout
 
 
@@ -178,6 +178,24 @@ def test_dropout_mask_streams() -> None:
     one, _ = layer(x[:, :1], (state[0][:1],))
     assert torch.equal(one, whole[:, :1])
     assert not torch.equal(layer(x)[0], whole)  # a new sequence draws a new mask
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_is_not_finite_is_refused_and_leaves_the_statistics(padded: bool) -> None:
+    layer = BatchNorm(3)
+    x, lengths = sequence(6, 4, 3), torch.tensor([6, 5, 3, 6]) if padded else None
+    layer(x, lengths=lengths)
+    before = [buffer.clone() for buffer in layer.buffers()]
+    for bad in (float("nan"), float("inf")):
+        x[4, 1, 2] = bad
+        with pytest.raises(NonFiniteError, match="first at step 4 of sample 1"):
+            layer(x, lengths=lengths)
+        assert all(torch.equal(a, b) for a, b in zip(layer.buffers(), before, strict=True))
+    with pytest.raises(NonFiniteError, match="overflowed"):
+        layer(sequence(6, 4, 3) * 1e30)
+    layer.running_mean[0] = float("nan")
+    with pytest.raises(NonFiniteError, match="the running statistics are NaN"):
+        layer(sequence(6, 4, 3))
 
 
 def test_dropout_gradient_is_the_mask() -> None:

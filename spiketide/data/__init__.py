@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .array_file import ArrayFile as ArrayFile
     from .arrays import ArrayData as ArrayData
     from .augment_sound import SpecAugment as SpecAugment
     from .augment_sound import SpecWarp as SpecWarp
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Annotations": "wfdb_records",
     "ArrayData": "arrays",
+    "ArrayFile": "array_file",
     "Batch": "base",
     "Braille": "braille",
     "DataModule": "base",

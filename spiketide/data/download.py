@@ -39,6 +39,10 @@ class RemoteFile(NamedTuple):
     """Checked once, after the download. ``None``: the caller verifies what is inside."""
 
 
+LOCK = ".download.lock"
+"""Held in a folder while something is downloaded into it."""
+
+
 def data_root(root: str | Path | None = None) -> Path:
     """The folder that holds the data sets, one sub-folder each.
 
@@ -80,14 +84,25 @@ def fetch(files: Sequence[RemoteFile], root: Path, *, title: str, hint: str = ""
     paths = [root / file.path for file in files]
     for file, path in zip(files, paths, strict=True):
         if not path.is_file():
+            new = [folder for folder in path.parents if not folder.exists()]
             try:
                 _download(file, path)
             except Exception as problem:
+                _tidy(new)
                 why = _explain(problem)
                 if why is None:
                     raise
                 raise _missing(files, root, title, why, hint) from problem
     return paths
+
+
+def _tidy(new: Sequence[Path]) -> None:
+    """Remove folders that were made for a download that failed, the innermost first, unless something lies there."""
+    for folder in new:
+        with contextlib.suppress(OSError):
+            if [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def _missing(files: Sequence[RemoteFile], root: Path, title: str, why: str, hint: str) -> DataError:
@@ -114,7 +129,7 @@ def _download(file: RemoteFile, path: Path) -> None:
     import pooch
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.parent / ".download.lock"):
+    with _locked(path.parent / LOCK):
         if path.is_file():  # another process was faster
             return
         pooch.create(

@@ -57,8 +57,22 @@ def read(path: Path) -> dict[str, Any]:
     """
     import yaml  # comes with jsonargparse
 
+    class Loader(yaml.SafeLoader):
+        """YAML whose keys are given once."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen: dict[Any, int] = {}
+            for key, _ in node.value:
+                line = key.start_mark.line + 1
+                if key.tag == "tag:yaml.org,2002:str" and seen.setdefault(key.value, line) != line:
+                    raise RecipeError(
+                        f"{path} gives {key.value!r} twice in one place, in lines {seen[key.value]} and {line}: keep one."
+                    )
+            return super().construct_mapping(node, deep)
+
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:  # a file, not its text: errors name it
+            content = yaml.load(file, Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {error}") from error
     if not isinstance(content, dict):

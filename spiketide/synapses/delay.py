@@ -128,6 +128,8 @@ class _Delays(nn.Module):
                 self.delay.clamp_(0.0, float(self.max_delay))
             else:
                 given = torch.as_tensor(start, dtype=self.delay.dtype)
+                if given.shape == self.delay.shape[:-1] and self.delay.shape[-1] == 1:
+                    given = given.unsqueeze(-1)  # a delay for each connection
                 try:
                     given = given.expand(self.delay.shape)
                 except RuntimeError:
@@ -830,7 +832,7 @@ class DelayAnneal:
                     module.width.fill_(begin * (self.final / begin) ** done)
 
 
-def freeze(network: Network) -> Network:
+def freeze(network: Network, *, tails: bool = True) -> Network:
     """A copy of a network whose delays, wherever in it, are whole steps and not learnt.
 
     Its output, in evaluation, is that of the network with ``round_in_eval``; it shares nothing with the network, so training its
@@ -849,11 +851,15 @@ def freeze(network: Network) -> Network:
 
     Args:
         network: a delay layer, or any module that holds some; one without delays is copied only.
+        tails: whether the silent steps at the end of every call stay. A tail belongs to a sequence's end: a network that goes on
+            chunk by chunk is frozen with ``tails=False``.
     """
     frozen = copy.deepcopy(network)
     for module in frozen.modules():
         if isinstance(module, _Delays):
             module.freeze_()
+        if not tails and isinstance(module, _Delayed):
+            module.tail = 0
     return frozen
 
 

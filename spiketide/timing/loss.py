@@ -28,6 +28,23 @@ class _Displace(torch.autograd.Function):
         return -grad * displacement, None, None
 
 
+def check_fired(name: str, fired: Fired) -> None:
+    """Refuse spike times alone.
+
+    Args:
+        name: of what asks.
+        fired: what was given.
+
+    Raises:
+        ParameterError: it is not what a network's output did.
+    """
+    if not isinstance(fired, Fired):
+        raise ParameterError(
+            f"{name} expected what the output did, spike times and potentials, got {type(fired).__name__}: "
+            "fired, seen = network.follow(times), or layer.fire(times) of a single layer."
+        )
+
+
 class TimingLoss(nn.Module, ABC):
     """From the spikes of the outputs and the labels to displacements.
 
@@ -67,7 +84,9 @@ class TimingLoss(nn.Module, ABC):
             fired: what it did, ``(B, C)``.
             y: labels, ``(B,)``.
         """
-        word, size = type(self).__name__, tuple(fired.times.shape)
+        word = type(self).__name__
+        check_fired(word, fired)
+        size = tuple(fired.times.shape)
         if len(size) != 2 or y.shape != size[:1] or y.is_floating_point():
             raise ShapeError(
                 f"{word} expected outputs (B, C) and whole labels (B,), got {size} and {tuple(y.shape)} of {y.dtype}."

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import NonFiniteError, ParameterError, ShapeError
 from ..kernels.first_spike import Fired
 from .base import TimingLayer
+from .loss import check_fired
 from .psp import FixedSlope
 
 log = logging.getLogger("spiketide")
@@ -96,6 +97,12 @@ class Network(nn.Sequential):
         return times
 
     @property
+    def hears_until(self) -> float:
+        """The step from which inputs come too late for the first layer that fires."""
+        first = next(layer for layer in self if isinstance(layer, TimingLayer))
+        return first.start if isinstance(first.psp, FixedSlope) else first.stop
+
+    @property
     def output(self) -> TimingLayer:
         """The last layer."""
         last = self[-1]
@@ -166,8 +173,12 @@ def decide(fired: Fired) -> Decision:
         Decision(label=tensor([2]), time=tensor([3.]), tied=tensor([True]))
 
     Args:
-        fired: what the output layer did, ``(B, C)``.
+        fired: what the output layer did, ``(B, C)``: see :meth:`Network.follow`.
+
+    Raises:
+        ParameterError: spike times alone.
     """
+    check_fired("decide", fired)
     first = fired.times.amin(1, keepdim=True)
     candidates = (fired.times == first) | torch.isinf(first)
     potential = fired.potential.masked_fill(~candidates, -torch.inf)

@@ -6,7 +6,7 @@ from .labelling import Labelling
 from .online import OnlineTiming
 from .recipe import Best, Claim, Recipe
 from .reproduce import reproduce
-from .run import Stopped, test, train
+from .run import Stopped, open_run, test, train
 from .single_spike import SingleSpike
 from .task import Output, Task
 
@@ -22,6 +22,7 @@ __all__ = [
     "SingleSpike",
     "Stopped",
     "Task",
+    "open_run",
     "parameter_groups",
     "reproduce",
     "stack",

@@ -243,12 +243,19 @@ def new_name() -> str:
     return time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def latest(runs: Path, recipe: str) -> Path | None:
+def latest(runs: Path, recipe: str, file: Path | None = None) -> Path | None:
     """The run of a recipe that was begun last, of those with a checkpoint; if none has one, of all.
 
     A run that has none yet, or that failed before, hides no other; a newer one that is passed over is named in the log.
+
+    Args:
+        runs: folder of all runs.
+        recipe: short name.
+        file: only runs of this recipe file: others may have its name.
     """
     found = [path.parent for path in (runs / recipe).glob("*/recipe.yaml")]
+    if file is not None:
+        found = [path for path in found if _began_with(path, file)]
     found.sort(key=lambda path: (path / "recipe.yaml").stat().st_mtime_ns, reverse=True)
     for number, path in enumerate(found):
         if any((path / "checkpoints").glob("*.ckpt")):
@@ -260,6 +267,14 @@ def latest(runs: Path, recipe: str) -> Path | None:
                 )
             return path
     return found[0] if found else None
+
+
+def _began_with(run: Path, file: Path) -> bool:
+    """Whether a run is of that recipe file, or does not say of which."""
+    try:
+        return json.loads((run / "versions.json").read_text()).get("file", str(file)) == str(file)
+    except (OSError, ValueError, AttributeError):
+        return True
 
 
 def versions(seed: int) -> dict[str, Any]:

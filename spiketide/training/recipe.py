@@ -8,9 +8,12 @@ bidirectional network took 18 s to read.)
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
 import importlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -40,6 +43,9 @@ HARMLESS = {
     "trainer.log_every_n_steps",
 }  # fmt: skip
 """What may be overridden without leaving the recipe: where and how it runs, not what."""
+
+OF_PACKAGES = {"spiketide", "torch", "lightning", "builtins"}
+"""Packages whose version says what they do."""
 
 SHOWN = 60
 """Letters of an overridden value that are told."""
@@ -113,6 +119,8 @@ class Recipe:
 
     def __init__(self, content: dict[str, Any], *, name: str):
         self.name = name
+        self.path: Path | None = None
+        """The file that it was read from; ``None`` for a recipe of the package."""
         self.overridden: tuple[str, ...] = ()
         """What the command line changed, ``model.lr=0.1`` for example; the seed and where it runs do not count."""
         check_keys(content)
@@ -143,6 +151,7 @@ class Recipe:
                 shown = " ".join(value.split())
                 changed[plain] = f"{plain}={shown if len(shown) <= SHOWN else shown[: SHOWN - 1] + '…'}"
         made = cls(content, name=name)
+        made.path = None if name in recipes.names() else path.resolve()
         made.overridden = tuple(changed.values())
         return made
 
@@ -155,6 +164,21 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """The same as a mapping."""
         return yaml.safe_load(self.yaml)
+
+    def files(self) -> dict[str, str]:
+        """What stands behind the classes that are the user's own: SHA-256 of the file of each module, by its name.
+
+        What such a module imports itself is not looked at.
+        """
+        found: dict[str, str] = {}
+        for class_path in sorted(_class_paths(self.settings)):
+            target = _imported(class_path, "recipe")
+            module = sys.modules.get(getattr(target, "__module__", ""))
+            file = getattr(module, "__file__", None)
+            if module is not None and file and module.__name__.partition(".")[0] not in OF_PACKAGES:
+                with contextlib.suppress(OSError):
+                    found[module.__name__] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return found
 
     @property
     def claim(self) -> Claim | None:
@@ -176,6 +200,14 @@ class Recipe:
             seed=self._parsed.seed,
             threads=self._parsed.threads,
         )
+
+
+def _class_paths(node: Any) -> set[str]:
+    """All classes that a part of a recipe names."""
+    if isinstance(node, dict):
+        here = {node["class_path"]} if isinstance(node.get("class_path"), str) else set()
+        return here.union(*map(_class_paths, node.values()))
+    return set().union(*map(_class_paths, node)) if isinstance(node, list) else set()
 
 
 def _construct(node: Any, where: str) -> Any:

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from ..errors import RecipeError, RunError
 from .callbacks import Bar, Keep, Reseed
@@ -139,6 +140,10 @@ def _prepare(recipe: Recipe, folder: RunFolder, resume: bool) -> None:
         story.setdefault("resumed", []).append(time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     else:
         story = {"recipe": recipe.name, **versions(recipe.settings["seed"])}
+        if recipe.path is not None:
+            story["file"] = str(recipe.path)
+        if files := recipe.files():
+            story["files"] = files
         # The recipe comes last: a folder that holds it holds all that a run needs.
     if recipe.overridden:
         story["overridden"] = list(recipe.overridden)
@@ -366,12 +371,48 @@ class _Stop(L.Callback):
 
 
 def load(folder: RunFolder) -> Recipe:
-    """The recipe of a run."""
+    """The recipe of a run; files of its own classes that changed since it began are told of."""
     recipe = Recipe.load(folder.path / "recipe.yaml")
     story = folder.read_json("versions.json") or {}
+    files = recipe.files()
+    for module, digest in story.get("files", {}).items():
+        if files.get(module) not in (None, digest):
+            log.warning(
+                "the file of %s is not the one that %s began with: what follows is computed with the file as it is now",
+                module,
+                folder.path,
+            )
     recipe.name = story.get("recipe", recipe.name)
     recipe.overridden = tuple(story.get("overridden", ()))
     return recipe
+
+
+def open_run(run: str | Path) -> Built:
+    """The objects of a run, the model with the weights of the best epoch and in evaluation mode.
+
+    Example:
+        ::
+
+            built = open_run("runs/digits/latency_lif/2026-11-24_10-00-00")
+            network, data = built.model.network, built.data
+
+    Args:
+        run: its folder.
+
+    Raises:
+        RunError: no run, no checkpoint, or one that does not fit.
+        RecipeError: the recipe does not hold any more, or one of its classes is not found.
+    """
+    folder = RunFolder.open(Path(run))
+    if not folder.best.is_file():
+        raise RunError(
+            f"{folder.path} has no best checkpoint yet; go on with: spiketide train --resume {folder.path}"
+        )
+    with isolate_rng():  # built from its seed; the caller's random numbers go on as they were
+        built = load(folder).build()
+    folder.fill(built.model)
+    built.model.eval()
+    return built
 
 
 def _result(folder: RunFolder) -> dict[str, Any]:

@@ -94,6 +94,16 @@ class SingleSpike(Task):
             )
         chain: Any = network if isinstance(network, Network) else Network(*network)
         source: Any = IntensityToLatency() if encoder is None else encoder
+        spread = getattr(source, "steps", 0) * getattr(source, "span", 1.0)
+        if spread > chain.hears_until:
+            log.warning(
+                "%s gives spike times up to step %g, and the first layer hears inputs until step %g: later ones are lost. Give "
+                "both the same number of steps, for example encoder=IntensityToLatency(%d).",
+                type(source).__name__,
+                spread,
+                chain.hears_until,
+                chain.hears_until,
+            )
         super().__init__(chain, encoder=source, **training)
         self.loss = TimingCrossEntropy() if loss is None else loss
         self.loss.check(chain.output)

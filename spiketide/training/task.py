@@ -223,6 +223,13 @@ class Task(L.LightningModule, ABC):
                 f"{type(self).__name__} expected batches Batch(x, y, lengths), time first, got {type(batch).__name__}: use a "
                 "data module of spiketide.data (ArrayData takes arrays of your own), or a collate_fn that makes a Batch."
             )
+        data = getattr(getattr(self, "_trainer", None), "datamodule", None)
+        if self.encoder is None and not getattr(data, "temporal", True):
+            raise ShapeError(
+                f"{type(self).__name__} expected an encoder, which makes sequences of samples without a time axis "
+                f"({type(data).__name__} says temporal=False): for example encoder=Direct(16) or Latency(16) of "
+                "spiketide.encoders."
+            )
         # One NaN would turn every weight into NaN without a word. Encoders check what they take themselves.
         if self.encoder is None and not bool(torch.isfinite(batch.x).all()):
             bad = int((~torch.isfinite(batch.x)).sum())

@@ -169,7 +169,7 @@ def test_a_wrong_checksum_is_refused_and_nothing_is_left(server, tmp_path):
     server.content = b"y" + CONTENT[1:]
     with pytest.raises(DataError, match="not the right one"):
         fetch([remote(server)], tmp_path, title="Toy")
-    assert visible(tmp_path / "set") == []
+    assert not list(tmp_path.iterdir())
     assert len(server.ranges) == 1 + download.RETRIES
 
 
@@ -189,7 +189,12 @@ def test_the_error_says_what_to_put_where(server, tmp_path):
 def test_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "RETRIES", 0)
     with pytest.raises(DataError, match="no answer or a broken one"):
-        fetch([RemoteFile("set/a", "http://127.0.0.1:9/a", 1, None)], tmp_path, title="Toy")
+        fetch([RemoteFile("set/a", "http://127.0.0.1:9/a", 1, None)], tmp_path / "typo" / "root", title="Toy")
+    assert not list(tmp_path.iterdir())  # folders made for nothing are gone
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DataError, match="no answer or a broken one"):
+        fetch([RemoteFile("set/a", "http://127.0.0.1:9/a", 1, None)], tmp_path / "mine", title="Toy")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"] and not list((tmp_path / "mine").iterdir())
 
 
 def test_a_folder_that_cannot_be_written(server, tmp_path):

@@ -23,7 +23,8 @@ def test_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("SPIKETIDE_DATA", str(tmp_path))
     names: dict = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
+    monkeypatch.chdir(tmp_path)
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
     data = names["data"]

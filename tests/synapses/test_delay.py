@@ -606,6 +606,28 @@ def test_a_frozen_network_holds_no_learnt_delay_anywhere_and_shares_nothing() ->
     assert any(p.requires_grad for name, p in network.named_parameters() if name.endswith("delay"))
 
 
+def test_a_network_frozen_without_tails_streams() -> None:
+    torch.manual_seed(21)
+    tailed = Sequential(SynapticDelay(6, 8, 5, tail=2), LIF(8), AxonalDelay(8, 4, tail=3)).eval()
+    x = torch.rand(20, 2, 6)
+    assert freeze(tailed)(x)[0].shape[0] == 25
+    plain = freeze(tailed, tails=False)
+    whole, _ = plain(x)
+    assert_near(whole, tailed(x)[0][:20], 1e-6)
+    state, parts = None, []
+    for chunk in x.split(3):
+        part, state = plain(chunk, state)
+        parts.append(part)
+    assert_near(torch.cat(parts), whole, 1e-6)
+
+
+def test_a_delay_for_each_connection_may_be_given_without_the_axis_of_copies() -> None:
+    delays = torch.arange(6.0).view(2, 3)
+    assert torch.equal(SynapticDelay(3, 2, 5, start=delays).delays.delay[..., 0], delays)
+    with pytest.raises(errors.ParameterError, match="delays of shape"):
+        SynapticDelay(3, 2, 5, kernel_count=2, start=delays)
+
+
 def test_weights_with_longer_delays_than_the_layer_has_are_named() -> None:
     long, short = SynapticDelay(2, 3, 10, start=8.25), SynapticDelay(2, 3, 4)
     with pytest.warns(UserWarning, match=r"go up to 8\.25 steps, and max_delay = 4"):

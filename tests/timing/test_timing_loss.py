@@ -14,6 +14,7 @@ from spiketide.errors import DataError, ParameterError, ShapeError
 from spiketide.kernels.first_spike import Fired
 from spiketide.timing import (
     FixedSlope,
+    Network,
     RelativeTargets,
     TimingCrossEntropy,
     TimingLinear,
@@ -244,3 +245,16 @@ def test_labels_that_are_refused(loss: TimingLoss) -> None:
     loss(LAYER, fired, torch.tensor([0, 2], dtype=torch.int32))
     with pytest.raises(ShapeError, match=r"outputs \(B, C\)"):
         loss(LAYER, Fired(*[torch.zeros(2, 3, 1)] * 3), torch.tensor([0, 1]))
+
+
+def test_spike_times_alone_are_refused_with_what_to_ask() -> None:
+    network = Network(TimingLinear(3, 4), TimingLinear(4, 2))
+    times, y = torch.rand(5, 3) * 8, torch.zeros(5, dtype=torch.long)
+    for refused in (
+        lambda: TimingCrossEntropy()(network.output, network(times), y),
+        lambda: decide(network(times)),
+    ):
+        with pytest.raises(ParameterError, match=r"got Tensor: fired, seen = network.follow\(times\)"):
+            refused()
+    fired, _ = network.follow(times)
+    assert decide(fired).label.shape == y.shape and TimingCrossEntropy()(network.output, fired, y).isfinite()

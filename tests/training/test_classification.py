@@ -85,6 +85,15 @@ def test_a_batch_of_a_plain_loader_is_refused_with_advice() -> None:
         make()(plain)
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # of Lightning
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*GPU available but not used.*")
+def test_static_data_without_an_encoder_are_refused_with_advice() -> None:
+    data = ArrayData(torch.rand(40, 4), torch.arange(40) % 3, temporal=False, batch_size=8)
+    with pytest.raises(ShapeError, match=r"expected an encoder.*ArrayData says temporal=False.*Direct\(16\)"):
+        quiet_trainer(max_epochs=1).fit(make(), datamodule=data)
+
+
 def test_the_encoder_gives_static_data_time() -> None:
     model = make(encoder=Direct(6))
     x, y = torch.rand(2, 4), torch.zeros(2, dtype=torch.int64)

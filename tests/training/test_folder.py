@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch
 
 import spiketide.training.folder as folder_module
 from spiketide.errors import RecipeError, RunError, ShapeError
-from spiketide.training import Classification
+from spiketide.training import Classification, open_run
 from spiketide.training.folder import AtomicCheckpointIO, RunFolder, latest, versions, write
+from spiketide.training.recipe import Recipe
+from spiketide.training.run import load, train
 from spiketide.training.run import test as run_test
-from spiketide.training.run import train
 
 
 def refuse(code: int, names: set[str]) -> Any:
@@ -194,6 +196,58 @@ def test_versions_and_latest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     (tmp_path / "tiny" / "new" / "checkpoints").mkdir()
     (tmp_path / "tiny" / "new" / "checkpoints" / "best.ckpt").touch()
     assert latest(tmp_path, "tiny") == tmp_path / "tiny" / "new"
+
+
+def test_runs_of_two_files_of_one_name(tmp_path: Path) -> None:
+    for number, file in enumerate(("a/rec.yaml", "b/rec.yaml")):
+        run = tmp_path / "runs" / "rec" / str(number)
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "checkpoints" / "best.ckpt").touch()
+        (run / "recipe.yaml").touch()
+        os.utime(run / "recipe.yaml", (number, number))
+        (run / "versions.json").write_text(json.dumps({"file": str(tmp_path / file)}))
+    found = [
+        latest(tmp_path / "runs", "rec", file and tmp_path / file)
+        for file in ("a/rec.yaml", None, "c/rec.yaml")
+    ]
+    assert found == [tmp_path / "runs/rec/0", tmp_path / "runs/rec/1", None]
+
+
+def test_a_class_of_ones_own_that_changed_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = tmp_path / "my_read_out.py"
+    module.write_text("from spiketide.readouts import MaxMembrane\n\nclass Mine(MaxMembrane):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    content = tiny.content()
+    content["model"]["init_args"]["readout"] = {"class_path": "my_read_out.Mine"}
+    content["trainer"]["max_epochs"] = 1
+    folder = RunFolder(tmp_path / "run")
+    train(Recipe(content, name="mine"), folder)
+    story = folder.read_json("versions.json")
+    assert story is not None and list(story["files"]) == ["my_read_out"]
+    load(folder)
+    assert "my_read_out" not in caplog.text
+    module.write_text(module.read_text() + "# changed\n")
+    load(folder)
+    assert "the file of my_read_out is not the one" in caplog.text
+
+
+def test_a_run_is_opened_with_its_best_weights_and_nothing_else_moves(tmp_path: Path) -> None:
+    with pytest.raises(RunError):
+        open_run(tmp_path)
+    folder = RunFolder(tmp_path / "run")
+    train(tiny.recipe(max_epochs=2), folder)
+    torch.manual_seed(8)
+    wanted = torch.rand(3)
+    torch.manual_seed(8)
+    built = open_run(folder.path)
+    assert torch.equal(torch.rand(3), wanted) and not built.model.training
+    best = torch.load(folder.best, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, best[name]) for name, value in built.model.state_dict().items())
+    folder.best.unlink()
+    with pytest.raises(RunError, match="no best checkpoint yet"):
+        open_run(folder.path)
 
 
 def test_checkpoints_go_through_the_atomic_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,6 +176,14 @@ def test_reading(tmp_path: Path) -> None:
     broken.write_text("a: [1")
     with pytest.raises(RecipeError, match="cannot read"):
         recipes.read(broken)
+    broken.write_text("a:\n\tb: 1")
+    with pytest.raises(RecipeError, match=r'(?s)cannot read.*broken\.yaml", line 2'):
+        recipes.read(broken)
+    broken.write_text("seed: 1\nmodel:\n  a: 1\n  b: 2\n  a: 3\nbest: {a: 1}\n")
+    with pytest.raises(RecipeError, match=r"gives 'a' twice in one place, in lines 3 and 5"):
+        recipes.read(broken)
+    broken.write_text("seed: 1\nbest: &one {mode: max}\ntrainer:\n  <<: *one\n  mode: min\n")
+    assert recipes.read(broken)["trainer"] == {"mode": "min"}  # what YAML itself overrides
     broken.write_text("- 1")
     with pytest.raises(RecipeError, match="mapping of sections"):
         recipes.read(broken)

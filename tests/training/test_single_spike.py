@@ -302,6 +302,17 @@ def test_settings_that_are_refused(network: Any, options: dict[str, Any], words:
         SingleSpike([TimingLinear(4, 2)] if network is None else network, **options)
 
 
+def test_inputs_that_come_too_late_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    SingleSpike([TimingLinear(4, 2, stop=64.0)], encoder=IntensityToLatency(256, span=0.25))
+    SingleSpike([TimingLinear(4, 2, psp=FixedSlope(64.0, 32.0), stop=96.0)])
+    assert "later ones are lost" not in caplog.text
+    SingleSpike([TimingLinear(4, 2, stop=64.0)], encoder=IntensityToLatency(256))
+    assert "gives spike times up to step 256, and the first layer hears inputs until step 64" in caplog.text
+    caplog.clear()
+    SingleSpike([TimingLinear(4, 2, psp=FixedSlope(32.0, 32.0), stop=64.0)])
+    assert "until step 32: later ones are lost" in caplog.text
+
+
 def test_a_network_of_its_own_or_a_list_of_layers() -> None:
     layers = [TimingLinear(4, 2)]
     assert isinstance(SingleSpike(layers).network, Network)
