@@ -54,6 +54,18 @@ def test_neurons_of_the_documentation_run(path, number):
     assert 0.01 < float(space["y"].detach().mean()) < 0.9
 
 
+def test_a_neuron_that_rests_elsewhere_runs_by_both_engines():
+    space: dict = {}
+    for block in blocks("docs/how-to/add_a_neuron.md")[:3]:
+        exec(block, space)  # it compares the engines itself
+    neuron, x = space["Izhikevich"](3), space["x"]
+    y, state = neuron(x)
+    assert 0 < y.sum() < y.numel() and -90 < float(state[0].mean()) < -40
+    half, middle = neuron(x[:25])
+    rest, _ = neuron(x[25:], middle)
+    assert torch.equal(torch.cat([half, rest]), y)
+
+
 def test_files_that_the_readme_names_exist():
     for path in ("README.md", "CONTRIBUTING.md"):
         for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / path).read_text()):

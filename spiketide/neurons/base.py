@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, ClassVar, TypeAlias
@@ -326,6 +327,14 @@ class Neuron(Layer):
             raise ParameterError(f"checkpoint expected a number of steps >= 1 or None, got {checkpoint!r}.")
         self.engine, self.checkpoint = engine, checkpoint
         self._key = register(self.dynamics, self.surrogate)
+        traced = entry(self._key).program
+        if traced is not None and not traced.learns:
+            warnings.warn(
+                f"{type(self).__name__}: no gradient passes the step's output, so nothing in front of it learns. A comparison "
+                "has none: write spike(v - threshold), from spiketide, in place of (v > threshold).float().",
+                UserWarning,
+                stacklevel=3,
+            )
         if engine is not None and engine != "gpu":
             choose_engine(self._key, torch.device("cpu"), engine)
 
@@ -379,7 +388,12 @@ class Neuron(Layer):
 
     def coefs(self) -> tuple[Any, ...]:
         """Per-step numbers in the order of ``step``'s arguments: numbers, scalars or tensors broadcastable to ``n``."""
-        raise NotImplementedError(f"{type(self).__name__} needs coefs().")
+        wanted = self.dynamics.coefs
+        if wanted:
+            raise NotImplementedError(
+                f"{type(self).__name__} needs coefs(), which returns {', '.join(wanted)}: the constants of its step."
+            )
+        return ()
 
     def initial_state(self, x: Tensor) -> State:
         """Zeros ``(B, *n)`` for every state variable, float32 or float64."""
@@ -575,7 +589,8 @@ class StepNeuron(Neuron):
         n: number of neurons, or the shape of a feature map.
         step: ``(x, *states, *constants) -> (s, *states')``.
         states: names of the state variables.
-        constants: name -> value of the remaining arguments (per-step numbers, unconstrained).
+        constants: name -> value of the remaining arguments (per-step numbers, unconstrained); those with a default value in the
+            step's signature may be left out.
         learn: names of the learnable ones.
         surrogate, dt, engine, checkpoint: as :class:`Neuron`.
 
@@ -589,7 +604,7 @@ class StepNeuron(Neuron):
         step: Callable[..., Any],
         *,
         states: Sequence[str],
-        constants: dict[str, Value],
+        constants: dict[str, Value] | None = None,
         learn: Sequence[str] = (),
         surrogate: Surrogate | None = None,
         dt: float = 1.0,
@@ -599,13 +614,20 @@ class StepNeuron(Neuron):
         self._given = step
         self.states = tuple(states)  # type: ignore[misc]
         super().__init__(n, surrogate=surrogate, dt=dt, engine=engine, checkpoint=checkpoint)
-        if set(self.dynamics.coefs) != set(constants):
+        parameters = inspect.signature(step).parameters
+        values = {
+            name: parameters[name].default
+            for name in self.dynamics.coefs
+            if parameters[name].default is not inspect.Parameter.empty
+        }
+        values |= constants or {}
+        if set(self.dynamics.coefs) != set(values):
             raise ParameterError(
-                f"step takes the constants {self.dynamics.coefs}, got values for {tuple(constants)}."
+                f"step takes the constants {self.dynamics.coefs}, got values for {tuple(values)}."
             )
         chosen = self._learn(learn, self.dynamics.coefs)
         self.constants = nn.ModuleDict(
-            {k: Constant(k, constants[k], self.shape, learn=k in chosen) for k in self.dynamics.coefs}
+            {k: Constant(k, values[k], self.shape, learn=k in chosen) for k in self.dynamics.coefs}
         )
 
     @property

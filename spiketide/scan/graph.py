@@ -464,6 +464,20 @@ class Program:
         self.grad_state = tuple(grads[1 : 1 + len(state)])
         self.grad_coefs = tuple(grads[1 + len(state) :])
 
+    @property
+    def learns(self) -> bool:
+        """Whether a gradient of the output reaches anything: the input, the state or a constant."""
+        seen: set[int] = set()
+        rest = [g for g in (self.grad_x, *self.grad_state, *self.grad_coefs) if g is not None]
+        while rest:
+            node = rest.pop()
+            if node == self.gy:
+                return True
+            if node not in seen:
+                seen.add(node)
+                rest.extend(self.graph.nodes[node].args)
+        return False
+
     @staticmethod
     def _trace(function: Callable[..., Any], what: str, *operands: Symbol) -> Any:
         try:

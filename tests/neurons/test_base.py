@@ -641,3 +641,33 @@ def test_a_constant_far_outside_is_held_at_its_bound(raw: float) -> None:
         assert torch.equal(held, want) and float(held.min()) > 0 and bool(held.isfinite().all())
         value.sum().backward()
         assert bool((constant.raw.grad > 0).all()), "the gradient of the end, which brings it back"
+
+
+def test_an_output_without_a_gradient_is_told_of() -> None:
+    def hard(x: Any, v: Any, decay: Any) -> Any:
+        v = decay * v + x
+        s = (v > 1.0).float()
+        return s, v * (1 - s)
+
+    with pytest.warns(
+        UserWarning, match=r"StepNeuron: no gradient passes the step's output.*spike\(v - threshold\)"
+    ):
+        StepNeuron(3, hard, states=("v",), constants={"decay": 0.9})
+
+    def through_time(x: Any, v: Any) -> Any:  # only what was before is heard
+        return v, torch.tanh(x)
+
+    StepNeuron(3, through_time, states=("v",))  # warnings are errors here
+
+
+def test_constants_may_have_their_value_in_the_signature() -> None:
+    def step(x: Any, v: Any, decay: Any = 0.5, gain: Any = 2.0) -> Any:
+        v = decay * v + gain * x
+        return v, v
+
+    x = torch.ones(1, 1, 2)
+    assert StepNeuron(2, step, states=("v",))(x)[0].flatten().tolist() == [2.0, 2.0]
+    given = StepNeuron(2, step, states=("v",), constants={"gain": 3.0}, learn=("decay",))
+    assert given(x)[0].flatten().tolist() == [3.0, 3.0] and given.constants["decay"].learnable
+    with pytest.raises(ParameterError, match="got values for"):
+        StepNeuron(2, step, states=("v",), constants={"tau": 3.0})
