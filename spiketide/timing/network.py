@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import NonFiniteError, ParameterError, ShapeError
 from ..kernels.first_spike import Fired
+from ..layer import Layer
 from .base import TimingLayer
 from .loss import check_fired
 from .psp import FixedSlope
@@ -38,8 +39,8 @@ class Network(nn.Sequential):
         *layers: modules from times to times; the last one a :class:`.base.TimingLayer`.
 
     Raises:
-        ParameterError: the last layer does not fire, one module stands in two places, or a layer whose window lies so that it
-            can hear nothing of the one before.
+        ParameterError: the last layer does not fire, a module takes no spike times, one stands in two places, or a layer whose
+            window lies so that it can hear nothing of the one before.
         ShapeError, NonFiniteError: on input that a layer refuses; the message names the layer.
     """
 
@@ -53,6 +54,13 @@ class Network(nn.Sequential):
             raise ParameterError(
                 "Network expected every layer once, one module stands in two places: make a second one, also of a pooling layer."
             )
+        for layer in layers:
+            if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, Layer)):
+                raise ParameterError(
+                    f"Network expected modules from spike times to spike times, got {type(layer).__name__}: TimingLinear, "
+                    "TimingConv2d, EarliestPool2d, Flatten, Silence. Spike trains go through spiketide.Sequential; "
+                    "FirstSpikes puts a Network into one."
+                )
         super().__init__(*layers)
         self._check_windows()
 
