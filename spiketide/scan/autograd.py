@@ -22,7 +22,7 @@ from ..kernels.projection import weight_gradient
 from ..shapes import check_lengths, last_valid
 from ..surrogate import Surrogate
 from . import delayed, reference
-from .dynamics import Dynamics, entry, plan_for, program, register
+from .dynamics import Dynamics, entry, mixes_samples, plan_for, program, register
 from .gradients import first_derivative_only, reduce
 from .graph import Plan
 
@@ -442,8 +442,12 @@ def _available(name: str) -> bool:
 
 @functools.cache
 def _warn_untraceable(key: str) -> None:
+    mixed = " Its step mixes the samples of a batch: reduce over the last axis alone, as .mean(-1, keepdim=True) does."
     warnings.warn(
-        f"this neuron runs on the reference engine, a slow loop: {entry(key).why}", UserWarning, stacklevel=4
+        f"this neuron runs on the reference engine, a slow loop: {entry(key).why}"
+        + (mixed if mixes_samples(key) else ""),
+        UserWarning,
+        stacklevel=4,
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+
 from ..errors import EngineError, ParameterError
-from ..surrogate import Surrogate
+from ..surrogate import Surrogate, use
 from .graph import Plan, Program
 from .outside import fingerprint, frozen
 
@@ -107,6 +110,22 @@ def entry(key: str) -> Entry:
             f"no dynamics is registered under {key!r} in this process: build the layer here before running a graph "
             "compiled elsewhere."
         ) from None
+
+
+def mixes_samples(key: str) -> bool:
+    """Whether a step that cannot be traced answers a sample otherwise beside another one, as one with a mean over all does.
+
+    It is tried out on small tensors; a step that they do not fit counts as one that does not.
+    """
+    found = entry(key)
+    draw = torch.Generator().manual_seed(0)
+    operands = [torch.rand(2, 4, generator=draw, device="cpu") for _ in range(1 + len(found.dynamics.state))]
+    coefs = [torch.tensor(0.5, device="cpu") for _ in found.dynamics.coefs]
+    with contextlib.suppress(Exception), torch.no_grad(), use(found.surrogate):
+        both = found.dynamics.step(*(o.clone() for o in operands), *coefs)
+        alone = found.dynamics.step(*(o[:1].clone() for o in operands), *coefs)
+        return any(not torch.equal(torch.as_tensor(a)[:1], b) for a, b in zip(both, alone, strict=True))
+    return False
 
 
 def program(key: str) -> Program:

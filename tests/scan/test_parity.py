@@ -875,6 +875,17 @@ def test_a_step_that_cannot_be_traced(step: Callable[..., Any], message: str) ->
         scan(dynamics, x, None, (0.5,), ATan(2.0))
 
 
+@pytest.mark.parametrize(("dim", "mixes"), [(None, True), (0, True), (-1, False)])
+def test_a_step_that_mixes_the_samples_of_a_batch_is_told_of(dim: int | None, mixes: bool) -> None:
+    def step(x: Any, v: Any, decay: Any) -> Any:
+        v = decay * v + x - (v.mean() if dim is None else v.mean(dim, keepdim=True))
+        return spike(v - 1.0), v
+
+    with pytest.warns(UserWarning, match=r"do not know \.mean") as said:
+        scan(Dynamics(("v",), ("decay",), step), current(5, 2, 3), None, (0.5,), ATan(2.0))
+    assert ("mixes the samples of a batch" in str(said[0].message)) == mixes
+
+
 def test_a_branch_on_a_value_says_what_to_write_instead() -> None:
     with pytest.raises(EngineError, match=r"replace `if` by torch\.where\(condition, a, b\)"):
         scan(

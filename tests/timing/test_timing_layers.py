@@ -575,7 +575,9 @@ def test_networks_that_are_refused() -> None:
         Network()
     pool = EarliestPool2d()
     for stranger in (nn.Linear(3, 4), nn.Conv2d(1, 2, 3), LIF(4)):
-        with pytest.raises(ParameterError, match=f"from spike times to spike times, got {type(stranger).__name__}"):
+        with pytest.raises(
+            ParameterError, match=f"from spike times to spike times, got {type(stranger).__name__}"
+        ):
             Network(stranger, TimingLinear(4, 2))
     with pytest.raises(ParameterError, match="one module stands in two places: make a second one"):
         Network(TimingConv2d(1, 2, 3), pool, TimingConv2d(2, 2, 3), pool, Flatten(), TimingLinear(8, 2))
