@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from .errors import NonFiniteError, ParameterError, ShapeError
 from .layer import Layer
-from .shapes import check_input, check_state, silence_padding, sizes, time_mask
+from .shapes import check_finite, check_input, check_state, silence_padding, sizes, time_mask
 from .types import State
 
 _BY_BATCH = (
@@ -153,15 +153,7 @@ class BatchNorm(Layer):
             )
         self.running_mean.copy_(before[0])
         self.running_var.copy_(before[1])
-        bad = ~torch.isfinite(x.detach()).flatten(2).all(2)
-        if lengths is not None:
-            bad &= time_mask(lengths.to(x.device), x.shape[0])
-        if bad.any():
-            t, b = (int(i) for i in bad.nonzero()[0])
-            raise NonFiniteError(
-                f"BatchNorm expected finite input, got NaN or infinity first at step {t} of sample {b}: check the data and the "
-                "learning rate (diverged weights give this too)."
-            )
+        check_finite("BatchNorm", x, lengths)
         raise NonFiniteError("BatchNorm: the variance of its input overflowed; lower the input's scale.")
 
     def extra_repr(self) -> str:

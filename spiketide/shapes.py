@@ -8,7 +8,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from .errors import ParameterError, ShapeError
+from .errors import NonFiniteError, ParameterError, ShapeError
 from .types import State, leaves
 
 
@@ -188,6 +188,28 @@ def check_state(layer: object, state: State, expected: State) -> None:
                 f"{name} expected state tensors on {need.device}, where the input is, got {have.device}: move the state "
                 f'with .to("{need.device}"); pass None to begin.'
             )
+
+
+def check_finite(name: str, x: Tensor, lengths: Tensor | None) -> None:
+    """Refuse a sequence with NaN or infinity among its valid steps.
+
+    Args:
+        name: of the layer, for the message.
+        x: ``(T, B, *N)``.
+        lengths: valid steps of each sample ``(B,)``; ``None``: all.
+
+    Raises:
+        NonFiniteError: naming the first step and sample that hold one.
+    """
+    bad = ~torch.isfinite(x.detach()).flatten(2).all(2)
+    if lengths is not None:
+        bad &= time_mask(lengths.to(x.device), x.shape[0])
+    if bad.any():
+        t, b = (int(i) for i in bad.nonzero()[0])
+        raise NonFiniteError(
+            f"{name} expected finite input, got NaN or infinity first at step {t} of sample {b}: check the data and the "
+            "learning rate (diverged weights give this too)."
+        )
 
 
 def silence_padding(y: Tensor, lengths: Tensor | None) -> Tensor:

@@ -434,11 +434,16 @@ GROUP = 64
 """Most outputs whose kernels stand side by side."""
 
 
+def _groups(n_out: int) -> tuple[int, int]:
+    """How many groups the outputs make, and how many stand in each: a multiple of 8."""
+    groups = -(-n_out // GROUP)
+    return groups, -(-n_out // (8 * groups)) * 8
+
+
 def _blocks(kernel: Tensor) -> Tensor:
     """Kernels ``(K, O, I)`` as blocks ``(groups, I, K, width)``, places in reverse, zeros beyond the last output."""
     n_out = kernel.shape[1]
-    groups = -(-n_out // GROUP)
-    width = -(-n_out // (8 * groups)) * 8
+    groups, width = _groups(n_out)
     padded = functional.pad(kernel.flip(0), (0, 0, 0, groups * width - n_out))
     return padded.unflatten(1, (groups, width)).permute(1, 3, 0, 2).contiguous()
 
@@ -474,8 +479,7 @@ class _Windows(torch.autograd.Function):
         places, n_out, _ = kernel.shape
         gx = gkernel = None
         if ctx.needs_input_grad[1]:
-            groups = -(-n_out // GROUP)
-            width = -(-n_out // (8 * groups)) * 8
+            groups, width = _groups(n_out)
             grouped = empty((batch, groups, gy.shape[0], width), gy.dtype)
             delay_windows_cpu.to_groups(gy.contiguous().numpy(), grouped.numpy())
             found = empty((groups, n_in, places, width), gy.dtype)

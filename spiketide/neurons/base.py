@@ -21,7 +21,7 @@ from ..layer import Layer, check_input, check_state
 from ..scan.autograd import Feedback, choose_engine, recurrent_scan_registered, scan_registered
 from ..scan.dynamics import Dynamics, entry, register
 from ..scan.projected import Projection, can_fuse, projected_scan
-from ..shapes import silence_padding, sizes
+from ..shapes import check_finite, silence_padding, sizes
 from ..surrogate import ATan, Surrogate
 from ..types import State
 
@@ -535,16 +535,7 @@ class Neuron(Layer):
         name = type(self).__name__
         if not all(bool(torch.isfinite(leaf).all()) for leaf in begin):
             raise NonFiniteError(f"{name} was given a state with NaN or infinity: begin with None.")
-        x = current()
-        bad = ~torch.isfinite(x.detach()).flatten(2).all(2)
-        if lengths is not None:
-            bad &= torch.arange(x.shape[0], device=x.device).unsqueeze(1) < lengths.to(x.device)
-        if bad.any():
-            t, b = (int(i) for i in bad.nonzero()[0])
-            raise NonFiniteError(
-                f"{name} expected finite input, got NaN or infinity first at step {t} of sample {b}: check the data and the "
-                "learning rate (diverged weights give this too)."
-            )
+        check_finite(name, current(), lengths)
         for constant, value in zip(self.dynamics.coefs, self.coefs(), strict=True):
             if not bool(torch.isfinite(torch.as_tensor(value)).all()):
                 raise NonFiniteError(

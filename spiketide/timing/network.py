@@ -72,8 +72,7 @@ class Network(nn.Sequential):
                 continue
             if before is not None:
                 source, feeding = before
-                climbs = isinstance(layer.psp, FixedSlope)
-                until = layer.start if climbs else layer.stop
+                climbs, until = isinstance(layer.psp, FixedSlope), _hears_until(layer)
                 means = (
                     f"layer {name} ({type(layer).__name__}) hears inputs until step {until:g}, when its window "
                     f"{'opens' if climbs else 'ends'}, and layer {source} ({type(feeding).__name__}) fires from step "
@@ -107,8 +106,7 @@ class Network(nn.Sequential):
     @property
     def hears_until(self) -> float:
         """The step from which inputs come too late for the first layer that fires."""
-        first = next(layer for layer in self if isinstance(layer, TimingLayer))
-        return first.start if isinstance(first.psp, FixedSlope) else first.stop
+        return _hears_until(next(layer for layer in self if isinstance(layer, TimingLayer)))
 
     @property
     def output(self) -> TimingLayer:
@@ -135,6 +133,11 @@ class Network(nn.Sequential):
             if isinstance(layer, TimingLayer):
                 seen[name] = times
         raise AssertionError("unreachable: a network has a last layer")
+
+
+def _hears_until(layer: TimingLayer) -> float:
+    """The step from which inputs come too late for a layer: with a fixed slope when its window opens."""
+    return layer.start if isinstance(layer.psp, FixedSlope) else layer.stop
 
 
 @contextmanager
